@@ -1,0 +1,46 @@
+"""The normalizer that rl_games 1.6.5 lacks: for Dict observations (its own dies in TorchScript)."""
+
+from __future__ import annotations
+
+import torch
+from rl_games.algos_torch.running_mean_std import RunningMeanStd
+from torch import nn
+
+
+class DictRunningMeanStd(nn.Module):
+    """One running mean and variance per key. Same buffer names as rl_games' `RunningMeanStdObs`, so its checkpoints load.
+
+    forward: {key: (B, *shape_key)} -> the same shapes, each clipped to [-5, 5].
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        self.running_mean_std = nn.ModuleDict({key: RunningMeanStd(shape) for key, shape in shapes.items()})
+
+    def forward(self, obs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {key: self.running_mean_std[key](value) for key, value in obs.items()}
+
+
+class MovingMeanStd(nn.Module):
+    """Exponentially moving mean and standard deviation of a scalar stream, bias-corrected as in Adam.
+
+    What rl_games' `normalize_rms_advantage` means to be (its own class raises at construction and at the first update).
+    forward: (L,) -> (L,) normalized by the statistics after this batch, clipped to [-5, 5].
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("square", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.step += 1
+            self.mean.mul_(self.decay).add_((1 - self.decay) * x.mean())
+            self.square.mul_(self.decay).add_((1 - self.decay) * (x * x).mean())
+        seen = 1.0 - self.decay ** self.step.clamp_min(1).double()
+        mean, square = self.mean / seen, self.square / seen
+        std = torch.sqrt((square - mean * mean).clamp_min(1e-10))
+        return ((x - mean.float()) / std.float()).clamp(-5.0, 5.0)
