@@ -1,0 +1,20 @@
+"""PPO: Proximal Policy Optimization, Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), eq. 7:
+
+    L(theta) = E[ min(r A, clip(r, 1 - eps, 1 + eps) A) ],   r = pi(a|s) / pi_old(a|s)
+
+The hooks' defaults are PPO, so there is nothing to override. `a2c_continuous` and `a2c_discrete` are rl_games' own names for it:
+their YAML files run here unchanged.
+"""
+
+from __future__ import annotations
+
+from algos.agent import Agent
+from algos.options import AgentOptions
+from core.registry import register_algo
+
+
+@register_algo("ppo", config=AgentOptions)
+@register_algo("a2c_continuous", config=AgentOptions, actions=("continuous",))
+@register_algo("a2c_discrete", config=AgentOptions, actions=("discrete", "multi_discrete"))
+class PPO(Agent):
+    """PPO as rl_games implements it, its defects repaired (algos/options.py)."""

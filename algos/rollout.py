@@ -1,0 +1,185 @@
+"""What one epoch's steps leave behind: the buffer (T, N, ...), one step of it, and the episodes that ended."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from rl_games.algos_torch.torch_ext import numpy_to_torch_dtype_dict
+from torch import Tensor
+
+from core.vecenv import tree_map
+
+
+@dataclasses.dataclass
+class Transition:
+    """One step of all N rows, handed to `on_step`, which may edit `rewards` and `dones` and fill `fields`."""
+
+    n: int  # step within the rollout, 0 .. T-1
+    obs: Any  # (N, ...) what the policy saw
+    result: dict[str, Any]  # what `act` returned
+    next_obs: Any  # (N, ...) after a same-step reset: already the next episode's first
+    raw_rewards: Tensor  # (N, V) as the environment gave them
+    rewards: Tensor  # (N, V) shaped; what is learned from
+    dones: Tensor  # (N,) the episode ended with this step
+    time_outs: Tensor  # (N,) it ended by truncation only
+    infos: dict[str, Any]
+    valid: Tensor  # (N,) false where a next-step environment merely reset
+    fields: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # values of `rollout_fields`
+
+    @property
+    def terminated(self) -> Tensor:
+        """(N,) the episode ended for real: nothing follows to bootstrap from."""
+        return self.dones & ~self.time_outs
+
+
+class Rollout:
+    """The buffer of one epoch. Every field is a tensor (T, N, ...) (or a dict of them) and an attribute.
+
+    obs, actions, neglogp (T, N), values (T, N, V), rewards (T, N, V, shaped), raw_rewards (T, N, V), dones_before and
+    dones_after (T, N), time_outs (T, N), valid (T, N); mus, sigmas (T, N, A) or none; states (T, num_actors, ...);
+    action_masks; the author's `rollout_fields`. Memory: rnn_states, a list of (T / seq_length, layers, N, units), and
+    rnn_dones (T, N): 1 where the memory was zeroed before the step.
+    """
+
+    def __init__(self, horizon: int, device: torch.device, seq_length: int) -> None:
+        self.horizon = horizon
+        self.device = device
+        self.seq_length = seq_length
+        self.fields: dict[str, Any] = {}
+        self.rnn_states: list[Tensor] = []
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["fields"][name]
+        except KeyError:
+            raise AttributeError(f"rollout has no field '{name}'; it has {', '.join(self.__dict__.get('fields', {}))}") from None
+
+    def add_space(self, name: str, space: spaces.Space, rows: int) -> None:
+        """Allocates a field for values of a space (Dict spaces become dicts)."""
+        if isinstance(space, spaces.Dict):
+            self.fields[name] = {key: self._zeros(sub, rows) for key, sub in space.spaces.items()}
+        else:
+            self.fields[name] = self._zeros(space, rows)
+
+    def add(self, name: str, rows: int, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+        """Allocates a field (T, rows, *shape). Raises ValueError for a name that is taken."""
+        if name in self.fields:
+            raise ValueError(f"rollout field '{name}' exists already; choose another name in rollout_fields()")
+        self.fields[name] = torch.zeros((self.horizon, rows, *shape), dtype=dtype, device=self.device)
+
+    def add_memory(self, rnn_states: list[Tensor]) -> None:
+        count = self.horizon // self.seq_length
+        self.rnn_states = [torch.zeros((count, *state.shape), device=self.device) for state in rnn_states]
+
+    def write(self, n: int, name: str, value: Any) -> None:
+        def put(buffer: Tensor, x: Tensor) -> None:
+            buffer[n] = x
+
+        tree_map(put, self.fields[name], value)
+
+    def write_memory(self, n: int, rnn_states: list[Tensor]) -> None:
+        """Keeps the memory with which each sequence starts."""
+        if n % self.seq_length == 0:
+            for buffer, state in zip(self.rnn_states, rnn_states, strict=True):
+                buffer[n // self.seq_length] = state
+
+    def flat_memory(self) -> list[Tensor] | None:
+        """Each (layers, N * T / seq_length, units), sequences ordered as the flat batch's rows."""
+        if not self.rnn_states:
+            return None
+        return [s.permute(1, 2, 0, 3).reshape(s.shape[1], s.shape[0] * s.shape[2], s.shape[3]) for s in self.rnn_states]
+
+    def _zeros(self, space: spaces.Space, rows: int) -> Tensor:
+        assert space.shape is not None and space.dtype is not None
+        dtype = numpy_to_torch_dtype_dict[np.dtype(space.dtype)]
+        return torch.zeros((self.horizon, rows, *space.shape), dtype=dtype, device=self.device)
+
+
+class EpisodeStats:
+    """Returns and lengths of the last `games_to_track` finished episodes, and the totals of those still running.
+
+    Agents of one environment share its episodes: statistics count the first agent's row, as rl_games does.
+    """
+
+    def __init__(self, rows: int, num_agents: int, value_size: int, games_to_track: int) -> None:
+        self.num_agents = num_agents
+        self.returns: collections.deque[np.ndarray] = collections.deque(maxlen=games_to_track)  # each (V,)
+        self.shaped: collections.deque[np.ndarray] = collections.deque(maxlen=games_to_track)
+        self.lengths: collections.deque[float] = collections.deque(maxlen=games_to_track)
+        self.finished = 0
+        self.running = np.zeros((rows, value_size))
+        self.running_shaped = np.zeros((rows, value_size))
+        self.running_length = np.zeros(rows)
+
+    def add_rollout(self, rollout: Rollout, shaped: Tensor, counts: Tensor | None = None) -> None:
+        """Counts a whole rollout at once. shaped: (T, N, V) rewards after shaping, bootstrap included as rl_games logs them.
+        counts: (T, N) whose finished episodes count; None: all."""
+        raw = rollout.raw_rewards.cpu().numpy()
+        shaped_rewards = shaped.cpu().numpy()
+        dones = rollout.dones_after.cpu().numpy().astype(bool)
+        valid = rollout.valid.cpu().numpy().astype(bool)
+        counted = np.ones_like(dones) if counts is None else counts.cpu().numpy()
+        for t in range(raw.shape[0]):
+            self.running += raw[t]
+            self.running_shaped += shaped_rewards[t]
+            self.running_length += valid[t]
+            ended = np.flatnonzero(dones[t])
+            for row in ended[(ended % self.num_agents == 0) & counted[t, ended]]:
+                self.returns.append(self.running[row].copy())
+                self.shaped.append(self.running_shaped[row].copy())
+                self.lengths.append(float(self.running_length[row]))
+                self.finished += 1
+            self.running[ended] = 0.0
+            self.running_shaped[ended] = 0.0
+            self.running_length[ended] = 0.0
+
+    # what rl_games' own observers and self-play call on `game_rewards`
+
+    @property
+    def current_size(self) -> int:
+        return len(self.returns)
+
+    def __len__(self) -> int:
+        return len(self.returns)
+
+    def get_mean(self) -> np.ndarray:
+        """(V,) mean return of the tracked episodes."""
+        return np.mean(self.returns, axis=0)
+
+    def clear(self) -> None:
+        self.returns.clear()
+        self.shaped.clear()
+        self.lengths.clear()
+
+    def restart(self) -> None:
+        """The environments were reset: what was running never finished."""
+        self.running[:] = 0.0
+        self.running_shaped[:] = 0.0
+        self.running_length[:] = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "returns": torch.as_tensor(np.array(self.returns)),
+            "shaped": torch.as_tensor(np.array(self.shaped)),
+            "lengths": list(self.lengths),
+            "finished": self.finished,
+            "running": torch.from_numpy(self.running.copy()),
+            "running_shaped": torch.from_numpy(self.running_shaped.copy()),
+            "running_length": torch.from_numpy(self.running_length.copy()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], running: bool) -> None:
+        """`running`: the environments continue where they stood; otherwise their unfinished episodes are dropped."""
+        self.returns.extend(state["returns"].numpy())
+        self.shaped.extend(state["shaped"].numpy())
+        self.lengths.extend(state["lengths"])
+        self.finished = state["finished"]
+        if running:
+            self.running = state["running"].numpy().copy()
+            self.running_shaped = state["running_shaped"].numpy().copy()
+            self.running_length = state["running_length"].numpy().copy()
