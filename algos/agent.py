@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from rl_games.algos_torch.a2c_continuous import A2CAgent
 from rl_games.algos_torch.a2c_discrete import DiscreteA2CAgent
-from rl_games.common.a2c_common import A2CBase, ContinuousA2CBase, DiscreteA2CBase
+from rl_games.common.a2c_common import ContinuousA2CBase, DiscreteA2CBase
 from rl_games.common.tr_helpers import DefaultRewardsShaper
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
@@ -57,11 +57,17 @@ class Agent(Hooks, Collector, Preparer, Saving):
             EVALUATE            every `eval_every` epochs
           AFTER_EPOCH -> observers -> BEST_METRIC -> checkpoints
 
-    An algorithm subclasses Agent and is registered with `register_algo`. `compose()` joins it with rl_games' continuous or
+    An algorithm subclasses Agent and is registered with `register_algo`. `for_actions` joins it with rl_games' continuous or
     discrete agent when the task's action space is known, so that one class serves both.
     """
 
-    kind: ClassVar[str]  # action kind, set by compose()
+    kind: ClassVar[str]  # action kind, set by for_actions()
+
+    @classmethod
+    def for_actions(cls, kind: str) -> type[Agent]:
+        """This class joined with rl_games' agent for the action kind: RPO -> RPO over A2CAgent, or over DiscreteA2CAgent."""
+        base = A2CAgent if kind == "continuous" else DiscreteA2CAgent
+        return type(cls.__name__, (cls, base), {"kind": kind, "__module__": cls.__module__, "__doc__": cls.__doc__})
 
     def __init__(self, params: dict[str, Any], env: VecEnv, context: RunContext) -> None:
         self.context = context
@@ -446,9 +452,3 @@ class Agent(Hooks, Collector, Preparer, Saving):
 
     def _count_frames(self, rollout: Rollout) -> int:
         return int(rollout.valid.sum()) // self.num_agents
-
-
-def compose(algo: type[Agent], kind: str) -> type[Agent]:
-    """Joins an author's class with rl_games' agent for the action kind: RPO -> RPO over A2CAgent, or over DiscreteA2CAgent."""
-    base: type[A2CBase] = A2CAgent if kind == "continuous" else DiscreteA2CAgent
-    return type(algo.__name__, (algo, base), {"kind": kind, "__module__": algo.__module__, "__doc__": algo.__doc__})

@@ -14,7 +14,7 @@ from rl_games.common import env_configurations, vecenv
 from rl_games.common.algo_observer import DefaultAlgoObserver
 from rl_games.common.tr_helpers import DefaultRewardsShaper
 
-from algos.agent import Agent, compose
+from algos.agent import Agent
 from core import registry
 from core.context import RunContext
 from core.observers import Observers
@@ -34,7 +34,7 @@ def our_agent(params: dict[str, Any], env: VecEnv, path: Path, algo: str = "ppo"
     seed_all(params["seed"])
     entry = registry.algos.get(algo)
     context = RunContext(entry, path, Observers(observers), cfg={})
-    return compose(entry.cls, action_kind(env.action_space))(copy.deepcopy(params), env, context)
+    return entry.cls.for_actions(action_kind(env.action_space))(copy.deepcopy(params), env, context)
 
 
 def stock_agent(params: dict[str, Any], env: VecEnv, path: Path) -> Any:

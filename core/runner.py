@@ -1,0 +1,350 @@
+"""From a checked config to a finished run: `train` and `evaluate`."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import random
+import shlex
+import signal
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from core import checkpoint, registry
+from core.config import check_batch, to_params
+from core.console import batch_arithmetic, print_eval_table, print_result, print_run_table
+from core.context import RunContext
+from core.errors import UserError
+from core.observers import Run, make_observers
+from core.policy import Policy
+from core.registry import AlgoEntry
+from core.run_dir import RunDir
+from core.vecenv import VecEnv, action_kind
+
+EVAL_SEED_OFFSET = 100_000  # training environments are seeded seed, seed + 1, ...: evaluation plays on others
+
+
+def train(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Trains to the end of the budget, or goes on where `cfg['resume']` stopped. Returns result.json's content.
+
+    Everything that can be wrong with the config is found before the run directory is made. Raises UserError for it, and whatever
+    the run itself raises, after result.json and run.json say why it ended.
+    """
+    params = to_params(cfg)
+    entry = registry.algos.get(params["algo"]["name"], "train.params.algo.name")
+    check_batch(params)
+    seed_everything(params["seed"], cfg["torch_deterministic"])
+    set_threads(params)
+    with contextlib.closing(make_env(cfg, params["config"]["num_actors"], params["seed"], params["config"]["device"])) as env:
+        kind = check_actions(entry, env)
+        check_batch(params, env.num_agents)
+        if cfg["resume"]:
+            run_dir = RunDir.open(cfg["resume"])
+        else:
+            name = cfg["experiment"] or f"{cfg['task']['name']}_{algo_label(cfg, params)}"
+            run_dir = RunDir.create(cfg["runs_dir"], name, cfg["run_dir"])
+        return _train(cfg, params, entry, kind, env, run_dir)
+
+
+def _train(cfg: dict[str, Any], params: dict[str, Any], entry: AlgoEntry, kind: str, env: VecEnv, run_dir: RunDir) -> dict[str, Any]:
+    head = {"task": cfg["task"]["name"], "algo": entry.name, "seed": params["seed"]}
+    run_dir.write_config(cfg)
+    run_dir.start(head)
+    config = params["config"]
+    limits = [n if n and n > 0 else None for n in (config.get("max_frames"), config.get("max_epochs"))]
+    observers = make_observers(wanted_observers(cfg), Run(run_dir, cfg, *limits))
+    context = RunContext(entry, run_dir.path, observers, cfg, cfg["save_interval"])
+    result: dict[str, Any] = {**head, "exit_reason": "failed"}
+    try:
+        with evaluation_in_training(cfg, params, entry, context):
+            agent = entry.cls.for_actions(kind)(params, env, context)
+            _start_from(cfg, agent, run_dir)
+            print_run_table(describe(cfg, params, entry, env, agent, run_dir), title=run_dir.path.name)
+            with signals(context):
+                result.update(agent.train())
+        result["checkpoint"] = str(run_dir.best if run_dir.best.exists() else run_dir.last)
+        run_dir.write_result(result)
+        observers.on_train_end(result)
+    except BaseException as error:
+        result.update(exit_reason="failed", error=_told(error))
+        run_dir.write_result(result)
+        raise
+    finally:
+        observers.close()
+        run_dir.finish(result["exit_reason"] if result["exit_reason"] != "failed" else f"failed: {result.get('error', '')}")
+    _draw(cfg, run_dir)
+    print_result(result, run_dir, eval_command(result["checkpoint"], cfg))
+    return result
+
+
+def evaluate(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Plays `cfg['checkpoint']` with its algorithm's player and writes eval.json, and a video where `cfg['video']`.
+
+    Returns eval.json's content. Raises UserError where checkpoint and config do not belong together.
+    """
+    if not cfg["checkpoint"]:
+        raise UserError("test=True needs a checkpoint: checkpoint=runs/<run>/nn/best.pth")
+    params = to_params(cfg)
+    entry = registry.algos.get(params["algo"]["name"], "train.params.algo.name")
+    settings = cfg["player"]
+    seed = settings["seed"] if settings["seed"] is not None else params["seed"] + EVAL_SEED_OFFSET
+    games = settings["games_num"]
+    num_envs = settings["num_envs"] or min(games, params["config"]["num_actors"])
+    device = params["config"]["device"]
+    seed_everything(seed, cfg["torch_deterministic"])
+    set_threads(params)
+    state = checkpoint.load(cfg["checkpoint"], device)
+    checkpoint.check_fits(state, entry.name, cfg["checkpoint"])
+    player_class = registry.players.get(entry.player)
+    lives = (params["config"].get("player") or {}).get("n_game_life", 1)
+    started = time.perf_counter()
+    with contextlib.closing(make_env(cfg, num_envs, seed, device)) as env:
+        check_actions(entry, env)
+        policy = make_policy(entry, params, env, num_envs, device, state, cfg["sigma"])
+        player = player_class(
+            policy, env, games_num=games, deterministic=settings["deterministic"], seed=seed, n_game_life=lives
+        )
+        player.restore_extras(state.get("gamesmith", {}).get("extras", {}))
+        played = player.run()
+    head = {"task": cfg["task"]["name"], "algo": entry.name, "seed": seed, "checkpoint": str(cfg["checkpoint"])}
+    result = {**head, "frames": state.get("frame"), "epochs": state.get("epoch"), **played}
+    result["seconds"] = time.perf_counter() - started
+    run_dir = _run_of_checkpoint(cfg, params)
+    run_dir.write_eval(result)
+    print_eval_table(result)
+    print(f"eval.json: {run_dir.path / 'eval.json'}")
+    if cfg["video"]:
+        path = _record(cfg, params, entry, state, seed, player_class, run_dir)
+        print(f"video: {path}")
+    return result
+
+
+# ---- parts, each usable alone ----------------------------------------------------------------------------------------------
+
+
+def make_env(cfg: dict[str, Any], num_envs: int, seed: int | None, device: str, render_mode: str | None = None) -> VecEnv:
+    """The task's environments. Raises UserError for an unknown kind, or whatever the kind refuses."""
+    task = cfg["task"]
+    factory = registry.tasks.get(task["kind"], "task.kind")
+    options = {key: value for key, value in task.items() if key in inspect.signature(factory).parameters}
+    options.pop("num_envs", None)
+    return factory(num_envs=num_envs, seed=seed, device=device, render_mode=render_mode, **options)
+
+
+def make_policy(
+    entry: AlgoEntry, params: dict[str, Any], env: VecEnv, num_envs: int, device: str, state: dict[str, Any], sigma: float | None = None
+) -> Policy:
+    """The algorithm's policy for `env`, with a checkpoint's weights."""
+    policy = (entry.policy or Policy)(params, env.get_env_info(), num_envs, device)
+    policy.load(state)
+    override_sigma(policy.model, sigma)
+    policy.model.eval()
+    return policy
+
+
+def check_actions(entry: AlgoEntry, env: VecEnv) -> str:
+    """The action kind of the task. Raises UserError where the algorithm cannot act in it."""
+    try:
+        kind = action_kind(env.action_space)
+    except ValueError as error:
+        raise UserError(f"task: {error}") from error
+    if kind not in entry.actions:
+        able = ", ".join(name for name in registry.algos if kind in registry.algos.get(name).actions)
+        raise UserError(
+            f"algorithm '{entry.name}' needs {' or '.join(entry.actions)} actions, but the task's are {kind} ({env.action_space}). "
+            f"Algorithms for {kind} actions: {able}"
+        )
+    return kind
+
+
+def seed_everything(seed: int, deterministic: bool = False) -> None:
+    """Seeds Python, NumPy and torch (seed 0 too); `deterministic` asks torch for deterministic kernels."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.set_float32_matmul_precision("highest" if deterministic else "high")
+
+
+def set_threads(params: dict[str, Any]) -> None:
+    """rl_games' `params.torch_threads`: a number, 0 for torch's own choice, 'auto' for at most four."""
+    threads = params.get("torch_threads", "auto")
+    if threads == "auto":
+        threads = max(1, min(4, os.cpu_count() or 1))
+    if threads:
+        torch.set_num_threads(int(threads))
+
+
+def override_sigma(model: torch.nn.Module, sigma: float | None) -> None:
+    """rl_games' --sigma: sets a fixed log standard deviation. Raises UserError where the network has none."""
+    if sigma is None:
+        return
+    network = getattr(model, "a2c_network", None)
+    if not getattr(network, "fixed_sigma", False):
+        raise UserError("sigma can only be set for a network with fixed_sigma: true")
+    with torch.no_grad():
+        network.sigma.fill_(float(sigma))
+
+
+def wanted_observers(cfg: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """The observers of every run, W&B if asked for, then the config's own."""
+    wanted: dict[str, dict[str, Any] | None] = {name: None for name in ("scores", "episode", "metrics_file", "tensorboard")}
+    if cfg["wandb"] != "off":
+        wanted["wandb"] = {
+            "mode": cfg["wandb"], "project": cfg["wandb_project"], "group": cfg["wandb_group"], "tags": cfg["wandb_tags"],
+        }  # fmt: skip
+    wanted.update({name: None for name in cfg["observers"]})
+    if cfg["progress"] != "off":
+        wanted["console"] = None
+    return wanted
+
+
+@contextlib.contextmanager
+def signals(context: RunContext) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end training after the running epoch, with a checkpoint; a second one ends it at once."""
+    names = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+    def stop(number: int, frame: Any) -> None:
+        if context.stop_requested:
+            raise KeyboardInterrupt
+        context.stop_requested = names[signal.Signals(number)]
+        print(f"\n{context.stop_requested}: finishing this epoch, then saving (once more: stop at once)", flush=True)
+
+    try:
+        old = {number: signal.signal(number, stop) for number in names}
+    except ValueError:  # not the main thread: whoever started it handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def evaluation_in_training(cfg: dict[str, Any], params: dict[str, Any], entry: AlgoEntry, context: RunContext) -> Iterator[None]:
+    """Gives the context an `evaluate` that plays on environments of its own, made at its first call and closed at the end."""
+    made: dict[str, Any] = {}
+
+    def evaluate_now(state: dict[str, Any]) -> dict[str, float]:
+        config, seed = params["config"], params["seed"] + EVAL_SEED_OFFSET
+        games = config.get("eval_games", 10)
+        num_envs = min(games, config["num_actors"])
+        if not made:
+            made["env"] = make_env(cfg, num_envs, seed, config["device"])
+        with checkpoint.kept_rng():
+            policy = make_policy(entry, params, made["env"], num_envs, config["device"], state)
+            player = registry.players.get(entry.player)(policy, made["env"], games_num=games, deterministic=True, seed=seed)
+            player.restore_extras(state.get("gamesmith", {}).get("extras", {}))
+            played = player.run()
+        return {"eval/return_mean": played["return"]["mean"], "eval/return_iqm": played["return"]["iqm"],
+                "eval/length_mean": played["length"]["mean"]}  # fmt: skip
+
+    context.evaluate = evaluate_now
+    try:
+        yield
+    finally:
+        if "env" in made:
+            made["env"].close()
+
+
+def describe(cfg: dict[str, Any], params: dict[str, Any], entry: AlgoEntry, env: VecEnv, agent: Any, run_dir: RunDir) -> dict[str, dict[str, str]]:
+    """The table at the start of a run: what was resolved."""
+    config, task = params["config"], cfg["task"]
+    parameters = sum(p.numel() for p in agent.model.parameters())
+    frames, epochs = config.get("max_frames"), config.get("max_epochs")
+    budget = [f"{frames:,} frames"] if frames and frames > 0 else []
+    budget += [f"{epochs:,} epochs"] if epochs and epochs > 0 else []
+    named = {"id": task.get("id") or task.get("env_name") or "-", "kind": task["kind"]}
+    sections = {
+        "algorithm": {
+            "name": f"{entry.name} ({entry.cls.__module__}.{entry.cls.__qualname__})",
+            "network": f"{params['network']['name']}, {parameters:,} parameters",
+            "player": entry.player,
+        },
+        "task": {
+            "name": f"{task['name']} ({named['kind']}: {named['id']})",
+            "observations": str(env.observation_space),
+            "actions": str(env.action_space),
+            "resets": f"in the {'same' if env.reset_mode == 'same_step' else 'next'} step",
+        },
+        "training": {"batch": _batch(agent, env), "budget": ", ".join(budget) or "none: stop it with Ctrl-C", "seed": str(params["seed"]),
+                     "device": config["device"], "threads": str(torch.get_num_threads())},
+        "files": {"directory": str(run_dir.path)},
+    }  # fmt: skip
+    if cfg["resume"]:
+        sections["training"]["resumed"] = f"at epoch {agent.epoch_num}, frame {agent.frame:,}"
+    return sections
+
+
+def algo_label(cfg: dict[str, Any], params: dict[str, Any]) -> str:
+    """The algorithm's part of a run directory's name: the train config's file name where it is known."""
+    return cfg["train"].get("name") or params["algo"]["name"]
+
+
+def eval_command(checkpoint_path: str, cfg: dict[str, Any]) -> str:
+    """The command that plays a checkpoint, ready to paste."""
+    modules = f" modules={shlex.quote(str(cfg['modules']).replace(' ', ''))}" if cfg["modules"] else ""
+    return f"python train.py test=True checkpoint={shlex.quote(checkpoint_path)}{modules}"
+
+
+def _batch(agent: Any, env: VecEnv) -> str:
+    if not hasattr(agent, "horizon_length"):
+        return f"{env.num_envs} envs, {agent.batch_size} rows from a replay buffer of {agent.replay_buffer_size:,}"
+    return batch_arithmetic(env.num_envs, env.num_agents, agent.horizon_length, agent.minibatch_size, agent.mini_epochs_num)
+
+
+def _start_from(cfg: dict[str, Any], agent: Any, run_dir: RunDir) -> None:
+    if cfg["resume"]:
+        agent.restore(str(run_dir.last))
+        run_dir.truncate_metrics(agent.epoch_num)
+    elif cfg["checkpoint"]:
+        agent.restore(str(cfg["checkpoint"]), set_epoch=False)
+    override_sigma(agent.model, cfg["sigma"])
+
+
+def _draw(cfg: dict[str, Any], run_dir: RunDir) -> None:
+    from core.plot import learning_curve  # matplotlib takes a second to import, and is needed only here
+
+    learning_curve(run_dir.metrics_path, run_dir.path / "learning_curve.png", run_dir.path.name)
+
+
+def _run_of_checkpoint(cfg: dict[str, Any], params: dict[str, Any]) -> RunDir:
+    """Where eval.json goes: the run that the checkpoint lies in, or a directory of its own."""
+    home = Path(cfg["checkpoint"]).resolve().parent
+    if not cfg["run_dir"] and home.name == "nn" and (home.parent / "config.yaml").is_file():
+        return RunDir(Path(cfg["checkpoint"]).parent.parent)
+    run_dir = RunDir.create(cfg["runs_dir"], f"{cfg['task']['name']}_{algo_label(cfg, params)}_eval", cfg["run_dir"])
+    run_dir.write_config(cfg)
+    return run_dir
+
+
+def _record(
+    cfg: dict[str, Any], params: dict[str, Any], entry: AlgoEntry, state: dict[str, Any], seed: int, player_class: Any, run_dir: RunDir
+) -> Path:
+    from players.video import record
+
+    device = params["config"]["device"]
+    with contextlib.closing(make_env(cfg, 1, seed, device, render_mode="rgb_array")) as env:
+        policy = make_policy(entry, params, env, 1, device, state, cfg["sigma"])
+        path = run_dir.videos / f"{Path(cfg['checkpoint']).stem}_{seed}.mp4"
+        return record(
+            player_class, policy, env, path, cfg["video_episodes"], deterministic=cfg["player"]["deterministic"], seed=seed
+        )
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    return "".join(traceback.format_exception_only(error)).strip()
+
+

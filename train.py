@@ -1,0 +1,41 @@
+"""Train, resume and evaluate.
+
+    python train.py task=Pendulum train=RPO seed=1 max_frames=2_000_000
+    python train.py test=True checkpoint=runs/<run>/nn/best.pth player.games_num=100 video=True
+    python train.py resume=runs/<run>
+    python train.py --file rl_games.yaml --train            # and --play --checkpoint <file>
+
+The way down from here: core/cli.py (arguments), core/config.py (what counts), core/runner.py (the run), algos/agent.py (an epoch).
+"""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from core import checkpoint, registry, runner
+from core.cli import main_guard, translate
+from core.config import check, effective
+
+
+@hydra.main(version_base="1.3", config_path="cfg", config_name="config")
+@main_guard()
+def main(composed: DictConfig) -> None:
+    """One run, from what Hydra composed. Returns nothing: results are files in the run directory."""
+    registry.discover()
+    cfg = effective(composed, HydraConfig.get().overrides.task, checkpoint.read_config)
+    registry.import_outside(cfg["modules"])
+    cfg = check(cfg)
+    if cfg["test"]:
+        runner.evaluate(cfg)
+    else:
+        runner.train(cfg)
+
+
+if __name__ == "__main__":
+    with main_guard():
+        sys.argv[1:] = translate(sys.argv[1:])
+    main()
