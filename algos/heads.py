@@ -78,14 +78,14 @@ class DiscreteHead:
 
 
 def read_output(result: dict[str, Any]) -> Output:
-    """From the model's training dict to an Output."""
-    entropy = result["entropy"]
+    """From the model's training dict to an Output; what autocast made bfloat16 becomes float32, so that losses are exact."""
+    entropy = torch.atleast_1d(result["entropy"]).float()
     return Output(
-        neglogp=result["prev_neglogp"].reshape(entropy.shape[0] if entropy.dim() else 1),
-        values=result["values"],
-        entropy=torch.atleast_1d(entropy),
-        mus=result.get("mus"),
-        sigmas=result.get("sigmas"),
+        neglogp=result["prev_neglogp"].reshape(entropy.shape).float(),
+        values=result["values"].float(),
+        entropy=entropy,
+        mus=result["mus"].float() if "mus" in result else None,
+        sigmas=result["sigmas"].float() if "sigmas" in result else None,
         logits=result.get("logits"),
         raw=result,
     )

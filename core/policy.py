@@ -16,6 +16,7 @@ from torch import nn
 
 from core import registry
 from core.errors import UserError
+from core.models import MENDED
 from core.normalizers import DictRunningMeanStd
 from core.quiet import quiet
 from core.vecenv import action_kind, as_tuple_space, tree_map
@@ -224,6 +225,8 @@ def load_network(params: dict[str, Any], kind: str) -> Any:
     for name in registry.models:
         model_builder.register_model(name, registry.models.get(name))
     builder = model_builder.ModelBuilder()
+    for name, model in MENDED.items():
+        builder.model_factory.register_builder(name, _with_network(model))
     params = fit_to_actions(params, kind)
     known_networks = builder.network_builder.network_factory._builders
     known_models = builder.model_factory._builders
@@ -233,6 +236,10 @@ def load_network(params: dict[str, Any], kind: str) -> Any:
     if model_name not in known_models:
         raise registry.models.missing(model_name, known_models, "train.params.model.name")
     return builder.load(params)
+
+
+def _with_network(model: Any) -> Any:
+    return lambda network, **unused: model(network)
 
 
 def _rows(obs: Any) -> int:

@@ -55,11 +55,11 @@ def train(cfg: dict[str, Any]) -> dict[str, Any]:
 
 def _train(cfg: dict[str, Any], params: dict[str, Any], entry: AlgoEntry, kind: str, env: VecEnv, run_dir: RunDir) -> dict[str, Any]:
     head = {"task": cfg["task"]["name"], "algo": entry.name, "seed": params["seed"]}
-    run_dir.write_config(cfg)
-    run_dir.start(head)
     config = params["config"]
     limits = [n if n and n > 0 else None for n in (config.get("max_frames"), config.get("max_epochs"))]
     observers = make_observers(wanted_observers(cfg), Run(run_dir, cfg, *limits))
+    run_dir.write_config(cfg)
+    run_dir.start(head)
     context = RunContext(entry, run_dir.path, observers, cfg, cfg["save_interval"])
     result: dict[str, Any] = {**head, "exit_reason": "failed"}
     try:
@@ -80,7 +80,7 @@ def _train(cfg: dict[str, Any], params: dict[str, Any], entry: AlgoEntry, kind: 
         observers.close()
         run_dir.finish(result["exit_reason"] if result["exit_reason"] != "failed" else f"failed: {result.get('error', '')}")
     _draw(cfg, run_dir)
-    print_result(result, run_dir, eval_command(result["checkpoint"], cfg))
+    print_result(result, run_dir, eval_command(result["checkpoint"]))
     return result
 
 
@@ -197,13 +197,12 @@ def override_sigma(model: torch.nn.Module, sigma: float | None) -> None:
 def wanted_observers(cfg: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
     """The observers of every run, W&B if asked for, then the config's own."""
     wanted: dict[str, dict[str, Any] | None] = {name: None for name in ("scores", "episode", "metrics_file", "tensorboard")}
-    if cfg["wandb"] != "off":
-        wanted["wandb"] = {
-            "mode": cfg["wandb"], "project": cfg["wandb_project"], "group": cfg["wandb_group"], "tags": cfg["wandb_tags"],
-        }  # fmt: skip
-    wanted.update({name: None for name in cfg["observers"]})
     if cfg["progress"] != "off":
-        wanted["console"] = None
+        wanted["console"] = {"mode": cfg["progress"]}  # before W&B, whose summary would else stand before the last line
+    if cfg["wandb"] != "off":
+        options = {key: cfg[f"wandb_{key}"] for key in ("project", "entity", "group", "tags")}
+        wanted["wandb"] = {"mode": cfg["wandb"], **options}
+    wanted.update({name: None for name in cfg["observers"]})
     return wanted
 
 
@@ -291,10 +290,9 @@ def algo_label(cfg: dict[str, Any], params: dict[str, Any]) -> str:
     return cfg["train"].get("name") or params["algo"]["name"]
 
 
-def eval_command(checkpoint_path: str, cfg: dict[str, Any]) -> str:
-    """The command that plays a checkpoint, ready to paste."""
-    modules = f" modules={shlex.quote(str(cfg['modules']).replace(' ', ''))}" if cfg["modules"] else ""
-    return f"python train.py test=True checkpoint={shlex.quote(checkpoint_path)}{modules}"
+def eval_command(checkpoint_path: str) -> str:
+    """The command that plays a checkpoint, ready to paste; the run's own config says the rest."""
+    return f"python train.py test=True checkpoint={shlex.quote(checkpoint_path)}"
 
 
 def _batch(agent: Any, env: VecEnv) -> str:
@@ -331,14 +329,13 @@ def _run_of_checkpoint(cfg: dict[str, Any], params: dict[str, Any]) -> RunDir:
 def _record(
     cfg: dict[str, Any], params: dict[str, Any], entry: AlgoEntry, state: dict[str, Any], seed: int, player_class: Any, run_dir: RunDir
 ) -> Path:
-    from players.video import record
-
     device = params["config"]["device"]
     with contextlib.closing(make_env(cfg, 1, seed, device, render_mode="rgb_array")) as env:
         policy = make_policy(entry, params, env, 1, device, state, cfg["sigma"])
         path = run_dir.videos / f"{Path(cfg['checkpoint']).stem}_{seed}.mp4"
-        return record(
-            player_class, policy, env, path, cfg["video_episodes"], deterministic=cfg["player"]["deterministic"], seed=seed
+        return player_class.record(
+            policy, env, path, cfg["video_episodes"], deterministic=cfg["player"]["deterministic"], seed=seed,
+            extras=state.get("gamesmith", {}).get("extras", {}),
         )
 
 

@@ -1,0 +1,95 @@
+"""From any gymnasium space to those that a policy here can use: Box (or a flat dict of Box) in, Box, Discrete or MultiDiscrete out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from core.errors import UserError
+
+
+def float_space(space: spaces.Space) -> spaces.Space:
+    """The space of what `float_obs` returns: float32, but bytes stay bytes; also mends bounds of 1e-38 that stand for -infinity."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: float_space(sub) for key, sub in space.spaces.items()})
+    if not isinstance(space, spaces.Box) or space.dtype == np.uint8:
+        return space
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    # C++ environments write numeric_limits<T>::min(), the smallest positive number, where they mean the lowest one
+    low[(low > 0) & (low < 2e-38)] = -np.inf
+    limit = float(np.finfo(np.float32).max)
+    low[low <= -limit], high[high >= limit] = -np.inf, np.inf
+    return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+
+
+def float_obs(obs: Any) -> Any:
+    """float32 arrays; bytes stay bytes; dicts keep their keys."""
+    if isinstance(obs, dict):
+        return {key: float_obs(value) for key, value in obs.items()}
+    array = np.asarray(obs)
+    return array if array.dtype in (np.uint8, np.float32) else array.astype(np.float32)
+
+
+def normalize_spaces(env: gymnasium.Env) -> gymnasium.Env:
+    """Wraps `env` where its spaces are not among those a policy here can use.
+
+    Observations: Discrete, MultiDiscrete, MultiBinary and Tuple are flattened (one-hot where discrete); a Dict keeps its keys
+    and has each entry flattened that is no Box. Actions: Discrete and MultiDiscrete start at 0, a Tuple of Discrete and
+    MultiBinary become MultiDiscrete, a Box gets one dimension. Raises UserError for the rest.
+    """
+    return _normalize_action(_normalize_observation(env))
+
+
+def _normalize_observation(env: gymnasium.Env) -> gymnasium.Env:
+    space = env.observation_space
+    leaves = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    for key, leaf in leaves.items():
+        if not leaf.is_np_flattenable:
+            raise UserError(
+                f"task.id: observation space {f'{key}: ' if key else ''}{leaf} has no fixed size. "
+                "Valid: Box, Discrete, MultiDiscrete, MultiBinary, Tuple or Dict of them; wrap the environment (task.wrappers)"
+            )
+    if all(isinstance(leaf, spaces.Box) and leaf.shape for leaf in leaves.values()):
+        return env
+    if not isinstance(space, spaces.Dict):
+        return gymnasium.wrappers.FlattenObservation(env)
+    odd = {key: leaf for key, leaf in leaves.items() if not (isinstance(leaf, spaces.Box) and leaf.shape)}
+
+    def flatten(obs: dict[str, Any]) -> dict[str, Any]:
+        return {key: spaces.flatten(odd[key], value) if key in odd else value for key, value in obs.items()}
+
+    flat = spaces.Dict({key: spaces.flatten_space(leaf) if key in odd else leaf for key, leaf in leaves.items()})
+    return gymnasium.wrappers.TransformObservation(env, flatten, flat)
+
+
+def _normalize_action(env: gymnasium.Env) -> gymnasium.Env:
+    space = env.action_space
+    if isinstance(space, spaces.Discrete):
+        return env if space.start == 0 else _act(env, lambda a: a + space.start, spaces.Discrete(int(space.n)))
+    if isinstance(space, spaces.MultiDiscrete):
+        if space.nvec.ndim == 1 and not np.any(space.start):
+            return env
+        nvec = space.nvec
+        return _act(env, lambda a: np.asarray(a).reshape(nvec.shape) + space.start, spaces.MultiDiscrete(nvec.reshape(-1)))
+    if isinstance(space, spaces.MultiBinary):
+        shape = space.shape
+        return _act(env, lambda a: np.asarray(a).reshape(shape).astype(np.int8), spaces.MultiDiscrete([2] * int(np.prod(shape))))
+    if isinstance(space, spaces.Tuple) and all(isinstance(sub, spaces.Discrete) for sub in space.spaces):
+        starts = [int(sub.start) for sub in space.spaces]  # type: ignore[attr-defined]  # all Discrete, checked above
+        sizes = [int(sub.n) for sub in space.spaces]  # type: ignore[attr-defined]
+        return _act(env, lambda a: tuple(int(x) + start for x, start in zip(a, starts, strict=True)), spaces.MultiDiscrete(sizes))
+    if isinstance(space, spaces.Box):
+        shape = space.shape
+        if len(shape) == 1:
+            return env
+        flat = spaces.Box(space.low.reshape(-1), space.high.reshape(-1), dtype=np.float32)
+        return _act(env, lambda a: np.asarray(a).reshape(shape), flat)
+    raise UserError(f"task.id: action space {space} is none of Box, Discrete, MultiDiscrete, MultiBinary, Tuple of Discrete")
+
+
+def _act(env: gymnasium.Env, function: Callable[[Any], Any], space: spaces.Space) -> gymnasium.Env:
+    return gymnasium.wrappers.TransformAction(env, function, space)

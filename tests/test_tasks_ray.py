@@ -1,0 +1,144 @@
+"""Ray workers. Ray starts once for the module."""
+
+from __future__ import annotations
+
+import collections
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from core import registry
+from core.errors import UserError
+from tasks import gymnasium_task, ray_vecenv, rl_games_task
+from tests.task_envs import Team, register
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    """Starts Ray by hand, so that closing an environment must leave it running."""
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+def build(id: str, num_envs: int = 3, seed: int | None = 0, **options: Any) -> Any:
+    return gymnasium_task.make(num_envs=num_envs, seed=seed, device="cpu", id=id, vecenv="ray", **{"num_workers": 2, **options})
+
+
+def test_registered_at_run_time_with_time_outs_and_terminal_obs() -> None:
+    env = build(register("Counter-v0", max_episode_steps=2, length=9))
+    try:
+        first = env.reset()
+        assert first[:, :2].tolist() == [[0, 0]] * 3
+        assert first.dtype == np.float32
+        assert not env.step(np.zeros(3, int))[3]["time_outs"].any()
+        obs, rewards, dones, infos = env.step(np.zeros(3, int))
+        assert dones.all()
+        assert infos["time_outs"].all()
+        assert rewards.tolist() == [2] * 3
+        assert obs[:, :2].tolist() == [[0, 1]] * 3
+        assert infos["terminal_obs"][:, :2].tolist() == [[2, 0]] * 3
+        assert infos["scores"].tolist() == [2] * 3
+        # seed + index reaches each environment's own generator, across workers of two and of one
+        draws = [np.float32(np.random.default_rng(i).uniform()) for i in range(3)]
+        assert np.allclose(first[:, 2], draws)
+        assert env.render_mode is None
+        assert not env.can_render
+    finally:
+        env.close()
+    import ray
+
+    assert ray.is_initialized()  # not ours to stop
+
+
+def test_a_module_named_by_its_path(tmp_path: Path) -> None:
+    """Its classes have no import path in another process; its neighbours do, as its folder is on the path."""
+    (tmp_path / "neighbour_of_mine.py").write_text("LENGTH = 2\n")
+    (tmp_path / "my_envs.py").write_text(
+        "import gymnasium\nimport neighbour_of_mine\nfrom tests.task_envs import Counter\n"
+        "class Mine(Counter):\n"
+        "    def __init__(self, render_mode=None):\n"
+        "        super().__init__(length=neighbour_of_mine.LENGTH, render_mode=render_mode)\n"
+        "gymnasium.register('Mine-v0', entry_point=Mine)\n"
+        "gymnasium.register('MineByName-v0', entry_point='outside_myenvs:Mine')\n"
+    )
+    registry.import_outside([str(tmp_path / "my_envs.py")])
+    try:
+        for id in ("Mine-v0", "MineByName-v0"):
+            env = build(id, render_mode="rgb_array", num_workers=1)
+            env.reset()
+            env.step(np.zeros(3, int))
+            assert (env.render() == 1).all()
+            assert env.render().shape == (4, 5, 3)
+            assert env.step(np.zeros(3, int))[2].all()
+            env.close()
+    finally:
+        sys.path.remove(str(tmp_path))  # Mine-v0 stays registered: what no longer loads must not stop the tests below
+
+
+def test_an_environment_that_raises() -> None:
+    env = build(register("Counter-v0", crash_at=2), num_workers=1)
+    env.reset()
+    env.step(np.zeros(3, int))
+    with pytest.raises(UserError, match=r"environment 0 raised in step, in Ray worker 0(.|\n)*ValueError: the wheels came off"):
+        env.step(np.zeros(3, int))
+    env.close()
+
+
+def test_a_worker_that_dies() -> None:
+    env = build("CartPole-v1")
+    env.reset()
+    os.kill(env.worker_ids()[1], signal.SIGKILL)
+    with pytest.raises(UserError, match=r"Ray worker 1 \(environment 2\) died in step"):
+        collections.deque((env.step(np.zeros(3, int)) for _ in range(100)), maxlen=0)  # Ray needs a moment to notice
+    env.close()
+    env.close()
+
+
+def test_teams_of_rl_games_in_workers() -> None:
+    """Also an environment that the creator makes from gymnasium's registry, where it stands since run time only."""
+    env_configurations, _ = rl_games_task._rl_games_registries()
+    register("Counter-v0", length=2)
+    env_configurations["team"] = {"env_creator": lambda **kwargs: Team(**kwargs), "vecenv_type": "RAY"}
+    env_configurations["made"] = {"env_creator": lambda **kwargs: gymnasium.make("Counter-v0"), "vecenv_type": "RAY"}
+    try:
+        common: dict[str, Any] = {"num_envs": 3, "seed": 0, "device": "cpu", "num_workers": 2}
+        env = rl_games_task.make(env_name="team", env_config={"length": 1}, **common)
+        assert env.reset()["states"].shape == (3, 3)
+        obs, rewards, dones, infos = env.step(np.arange(6))
+        assert rewards.tolist() == [[a, 10 * a] for a in range(6)]
+        assert infos["time_outs"].tolist() == [True] * 6
+        assert infos["terminal_obs"]["obs"].tolist() == [[0, 1], [1, 1]] * 3
+        assert env.get_action_masks().shape == (6, 3)
+        env.close()
+        env = rl_games_task.make(env_name="made", **{**common, "num_workers": 1})
+        env.reset()
+        env.step(np.zeros(3, int))
+        assert env.step(np.zeros(3, int))[2].all()
+        env.close()
+    finally:
+        del env_configurations["team"], env_configurations["made"]
+
+
+def test_mistakes() -> None:
+    with pytest.raises(UserError, match="Valid: 1 to num_envs"):
+        build("CartPole-v1", num_workers=4)
+    with pytest.raises(UserError, match=r"task\.options"):
+        build("CartPole-v1", options={"gravty": 1})
+    lock = threading.Lock()
+    gymnasium.registry.pop("Locked-v0", None)
+    gymnasium.register("Locked-v0", entry_point=lambda **kwargs: (lock, gymnasium.make("CartPole-v1"))[1])
+    with pytest.raises(UserError, match="cannot be sent to a worker"):
+        build("Locked-v0")
+    del gymnasium.registry["Locked-v0"]
+    assert ray_vecenv._in_use == 0
