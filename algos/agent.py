@@ -129,9 +129,7 @@ class Agent(Hooks, Collector, Preparer, Saving):
         self.max_epochs = int(given.get("max_epochs") or -1)
         self.mixed_precision = bool(given.get("mixed_precision", False))
         self.normalize_rms_advantage = bool(given.get("normalize_rms_advantage", False))
-        self.scaler = torch.amp.GradScaler(
-            self.policy.device.type, enabled=self.mixed_precision and self.options.scale_bf16
-        )
+        self.scaler = torch.amp.GradScaler(self.policy.device.type, enabled=self.mixed_precision and self.options.scale_bf16)
         central = self.has_central_value
         self.has_value_loss = not central or bool(given.get("use_experimental_cv", self.kind == "continuous"))
 

@@ -62,9 +62,7 @@ class CentralValue(CentralValueTrain):
         return {"losses/cval_loss": float(total / max(count, 1)), "info/cval_lr": float(self.lr)}
 
     def calc_loss(self, value_preds_batch: Any, values: Any, returns_batch: Any, rnn_masks_batch: Any) -> Tensor:
-        loss = common_losses.critic_loss(
-            self.model, value_preds_batch, values, self.e_clip, returns_batch, self.clip_value
-        )
+        loss = common_losses.critic_loss(self.model, value_preds_batch, values, self.e_clip, returns_batch, self.clip_value)
         return losses.masked_mean(loss, rnn_masks_batch)
 
     def _as_rl_games(self, mb: Batch) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class Collector(Base):
         for n in range(self.horizon_length):
             self.before_step(n)
             self._before_act(rollout, n)
-            result = self.act(self.obs["obs"])
+            result = self._act(rollout)
             if self.central_value_net is not None:
                 result["values"] = self.central_value_net.get_value({"states": self.obs["states"], "is_train": False})
             self._store(rollout, n, result)
@@ -123,6 +123,14 @@ class Collector(Base):
         if self.options.check_finite:
             self._check_rollout(rollout)
         return last_values
+
+    def _act(self, rollout: Rollout) -> dict[str, Any]:
+        try:
+            return self.act(self.obs["obs"])
+        except (RuntimeError, ValueError):
+            if self.options.check_finite:
+                self._check_rollout(rollout)  # a NaN observation ends in the distribution's own error; name it instead
+            raise
 
     def values_of(self, obs: dict[str, Any]) -> Tensor:
         """V (N, V) of observations, in reward units, with the present memory, which stays as it is."""
@@ -145,6 +153,9 @@ class Collector(Base):
     # ---- one step's parts -------------------------------------------------------------------------------------------------
 
     def _before_act(self, rollout: Rollout, n: int) -> None:
+        rollout.write(n, "obs", self.obs["obs"])
+        if self.has_central_value:
+            rollout.write(n, "states", self.obs["states"])
         if self.use_action_masks:
             self.action_masks = to_tensor(self.vec_env.get_action_masks(), self.policy.device).bool()
             rollout.write(n, "action_masks", self.action_masks)
@@ -156,9 +167,6 @@ class Collector(Base):
             self.central_value_net.pre_step_rnn(n)
 
     def _store(self, rollout: Rollout, n: int, result: dict[str, Any]) -> None:
-        rollout.write(n, "obs", self.obs["obs"])
-        if self.has_central_value:
-            rollout.write(n, "states", self.obs["states"])
         rollout.write(n, "dones_before", self.dones)
         rollout.write(n, "valid", ~self.resetting)
         rollout.write(n, "neglogp", result["neglogpacs"])
@@ -223,7 +231,7 @@ class Collector(Base):
         """Raises UserError naming the first tensor of the rollout that holds a NaN or infinity, its environment and step."""
         for name in ("obs", "states", "raw_rewards", "rewards", "values", "actions"):
             leaves = rollout.fields.get(name)
-            for key, tensor in (leaves.items() if isinstance(leaves, dict) else [("", leaves)]):
+            for key, tensor in leaves.items() if isinstance(leaves, dict) else [("", leaves)]:
                 if tensor is None or not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
                     continue
                 step, row = (~torch.isfinite(tensor)).nonzero()[0][:2].tolist()

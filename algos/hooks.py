@@ -45,8 +45,8 @@ class Hooks(Base):
     def setup(self) -> None:
         """Called once, when model, optimizers, environment info and options are there. Register what you add:
 
-            net = Discriminator(...)
-            self.disc = self.register("disc", net, optimizer=torch.optim.Adam(net.parameters(), 1e-4))
+        net = Discriminator(...)
+        self.disc = self.register("disc", net, optimizer=torch.optim.Adam(net.parameters(), 1e-4))
         """
 
     def rollout_fields(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
-
 from core import checkpoint
 from core.errors import UserError
 from core.quiet import quiet
@@ -109,7 +107,9 @@ class Saving(Base):
             try:
                 self.extras.load_state_dict(ours["extras"])
             except KeyError as missing:
-                raise UserError(f"checkpoint lacks the registered part {missing}: it was made by another version of the algorithm") from missing
+                raise UserError(
+                    f"checkpoint lacks the registered part {missing}: it was made by another version of the algorithm"
+                ) from missing
         if not set_epoch:
             return
         self.epoch_num, self.frame = weights["epoch"], weights["frame"]
@@ -139,5 +139,3 @@ class Saving(Base):
             self.rnn_states = running["rnn_states"]
         self.game_rewards.load_state_dict(ours["episodes"], running is not None)
         checkpoint.set_rng_state(ours["rng"])
-
-

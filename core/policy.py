@@ -168,8 +168,7 @@ class Policy:
                 raise UserError(f"checkpoint does not fit this network: it has no '{key}'")
             if own[key].shape != weights[key].shape:
                 raise UserError(
-                    f"checkpoint does not fit this network: '{key}' is {tuple(weights[key].shape)} there "
-                    f"and {tuple(own[key].shape)} here"
+                    f"checkpoint does not fit this network: '{key}' is {tuple(weights[key].shape)} there and {tuple(own[key].shape)} here"
                 )
         extra = sorted(set(weights) - set(own))
         if extra:
@@ -201,9 +200,7 @@ def fit_to_actions(params: dict[str, Any], kind: str) -> dict[str, Any]:
     space = params["network"].get("space")
     if space is not None:
         if kind not in space:
-            raise UserError(
-                f"train.params.network.space has {', '.join(space)}, but the task's actions are {kind}: add '{kind}' there"
-            )
+            raise UserError(f"train.params.network.space has {', '.join(space)}, but the task's actions are {kind}: add '{kind}' there")
         params["network"]["space"] = {kind: space[kind]}
     name = params["model"]["name"]
     for other, model in MODEL_OF.items():

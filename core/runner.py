@@ -39,7 +39,6 @@ def train(cfg: dict[str, Any]) -> dict[str, Any]:
     """
     params = to_params(cfg)
     entry = registry.algos.get(params["algo"]["name"], "train.params.algo.name")
-    check_batch(params)
     seed_everything(params["seed"], cfg["torch_deterministic"])
     set_threads(params)
     with contextlib.closing(make_env(cfg, params["config"]["num_actors"], params["seed"], params["config"]["device"])) as env:
@@ -108,9 +107,7 @@ def evaluate(cfg: dict[str, Any]) -> dict[str, Any]:
     with contextlib.closing(make_env(cfg, num_envs, seed, device)) as env:
         check_actions(entry, env)
         policy = make_policy(entry, params, env, num_envs, device, state, cfg["sigma"])
-        player = player_class(
-            policy, env, games_num=games, deterministic=settings["deterministic"], seed=seed, n_game_life=lives
-        )
+        player = player_class(policy, env, games_num=games, deterministic=settings["deterministic"], seed=seed, n_game_life=lives)
         player.restore_extras(state.get("gamesmith", {}).get("extras", {}))
         played = player.run()
     head = {"task": cfg["task"]["name"], "algo": entry.name, "seed": seed, "checkpoint": str(cfg["checkpoint"])}
@@ -196,13 +193,13 @@ def override_sigma(model: torch.nn.Module, sigma: float | None) -> None:
 
 def wanted_observers(cfg: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
     """The observers of every run, W&B if asked for, then the config's own."""
-    wanted: dict[str, dict[str, Any] | None] = {name: None for name in ("scores", "episode", "metrics_file", "tensorboard")}
+    wanted: dict[str, dict[str, Any] | None] = dict.fromkeys(("scores", "episode", "metrics_file", "tensorboard"))
     if cfg["progress"] != "off":
         wanted["console"] = {"mode": cfg["progress"]}  # before W&B, whose summary would else stand before the last line
     if cfg["wandb"] != "off":
         options = {key: cfg[f"wandb_{key}"] for key in ("project", "entity", "group", "tags")}
         wanted["wandb"] = {"mode": cfg["wandb"], **options}
-    wanted.update({name: None for name in cfg["observers"]})
+    wanted.update(dict.fromkeys(cfg["observers"]))
     return wanted
 
 
@@ -256,7 +253,9 @@ def evaluation_in_training(cfg: dict[str, Any], params: dict[str, Any], entry: A
             made["env"].close()
 
 
-def describe(cfg: dict[str, Any], params: dict[str, Any], entry: AlgoEntry, env: VecEnv, agent: Any, run_dir: RunDir) -> dict[str, dict[str, str]]:
+def describe(
+    cfg: dict[str, Any], params: dict[str, Any], entry: AlgoEntry, env: VecEnv, agent: Any, run_dir: RunDir
+) -> dict[str, dict[str, str]]:
     """The table at the start of a run: what was resolved."""
     config, task = params["config"], cfg["task"]
     parameters = sum(p.numel() for p in agent.model.parameters())
@@ -334,7 +333,12 @@ def _record(
         policy = make_policy(entry, params, env, 1, device, state, cfg["sigma"])
         path = run_dir.videos / f"{Path(cfg['checkpoint']).stem}_{seed}.mp4"
         return player_class.record(
-            policy, env, path, cfg["video_episodes"], deterministic=cfg["player"]["deterministic"], seed=seed,
+            policy,
+            env,
+            path,
+            cfg["video_episodes"],
+            deterministic=cfg["player"]["deterministic"],
+            seed=seed,
             extras=state.get("gamesmith", {}).get("extras", {}),
         )
 
@@ -343,5 +347,3 @@ def _told(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     return "".join(traceback.format_exception_only(error)).strip()
-
-

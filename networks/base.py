@@ -105,7 +105,7 @@ def network(name: str) -> Callable[[type[ActorCritic]], type[ActorCritic]]:
         class Builder(NetworkBuilder):
             schema = {
                 **{field.name: object for field in dataclasses.fields(cls.Config)},
-                **{key: dict for key in ("mlp", "space")},
+                **dict.fromkeys(("mlp", "space"), dict),
                 "separate": bool,
             }
 

@@ -53,9 +53,7 @@ class RowVecEnv(VecEnv):
         self._cuts = np.cumsum(sizes)[:-1] * self.num_agents
         if self.render_mode is not None and self.render_mode not in info["render_modes"]:
             self.close()
-            raise UserError(
-                f"this environment cannot render '{self.render_mode}'. It offers: {info['render_modes'] or '(nothing)'}"
-            )
+            raise UserError(f"this environment cannot render '{self.render_mode}'. It offers: {info['render_modes'] or '(nothing)'}")
 
     def reset(self) -> Obs:
         batches = self._ask("reset")

@@ -147,9 +147,7 @@ class CartPole(TorchVecEnv):
         cos, sin = torch.cos(theta), torch.sin(theta)
         pole = self.POLE_MASS * self.HALF_LENGTH
         push = (force + pole * theta_dot.square() * sin) / self.TOTAL_MASS
-        theta_acc = (self.GRAVITY * sin - cos * push) / (
-            self.HALF_LENGTH * (4.0 / 3.0 - self.POLE_MASS * cos.square() / self.TOTAL_MASS)
-        )
+        theta_acc = (self.GRAVITY * sin - cos * push) / (self.HALF_LENGTH * (4.0 / 3.0 - self.POLE_MASS * cos.square() / self.TOTAL_MASS))
         x_acc = push - pole * theta_acc * cos / self.TOTAL_MASS
         x, x_dot = x + self.DT * x_dot, x_dot + self.DT * x_acc
         theta, theta_dot = theta + self.DT * theta_dot, theta_dot + self.DT * theta_acc

@@ -131,7 +131,6 @@ def test_sac_and_ppo_do_not_share_their_keys() -> None:
         (f"{NET}.mlp.activation", "elo", "Did you mean 'elu'?"),
         (f"{NET}.mlp.initializer.name", "orthogonall", "Did you mean 'orthogonal'?"),
         (f"{NET}.cnn", {"type": "conv2d", "convs": 3, "activation": "elu", "initializer": {"name": "default"}}, "must be a list"),
-        (f"{CONFIG}.multi_gpu", True, "not supported by this version"),
         (f"{NET}.name", "rnd_curiosity", "rl_games 1.6.5 lists but has no code for"),
     ],
 )
@@ -139,6 +138,11 @@ def test_wrong_values(path: str, value: Any, told: str) -> None:
     message = mistakes(**{path: value})
     assert path in message
     assert told in message
+
+
+def test_several_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert "one of 4 processes" in mistakes()
 
 
 def test_what_must_be_given() -> None:
@@ -237,8 +241,6 @@ def test_a_task_kind_that_takes_any_keyword_is_not_checked() -> None:
 CANNOT_RUN = {
     # rl_games 1.6.5 crashes on this one too: it has no such initializer
     "ppo_continuous_lstm.yaml": "mu_init.name is 'normc_initializer'",
-    "test/test_asymmetric_continuous.yaml": "multi_gpu is true",
-    "test/test_asymmetric_discrete.yaml": "multi_gpu is true",
 }
 
 
@@ -267,9 +269,7 @@ def test_stock_yaml(path: Path) -> None:
     if name in CANNOT_RUN:
         with pytest.raises(UserError, match=CANNOT_RUN[name]):
             config.check(loaded)
-        if "multi_gpu" not in CANNOT_RUN[name]:
-            return
-        loaded["train"]["params"]["config"]["multi_gpu"] = False
+        return
     config.check(loaded)
     stock = loaded["train"]["params"]
     params = config.to_params(loaded)

@@ -67,7 +67,9 @@ def test_losses_are_rl_games_to_the_bit():
     torch.manual_seed(0)
     old, new, advantages = torch.randn(64), torch.randn(64), torch.randn(64)
     assert torch.equal(losses.ppo_loss(old, new, advantages, 0.2), common_losses.actor_loss(old, new, advantages, True, 0.2))
-    assert torch.equal(losses.smooth_ppo_loss(old, new, advantages, 0.2), common_losses.smoothed_actor_loss(old, new, advantages, True, 0.2))
+    assert torch.equal(
+        losses.smooth_ppo_loss(old, new, advantages, 0.2), common_losses.smoothed_actor_loss(old, new, advantages, True, 0.2)
+    )
     assert torch.equal(losses.a2c_loss(new, advantages), common_losses.actor_loss(old, new, advantages, False, 0.2))
     v = [torch.randn(64, 2) for _ in range(3)]
     for clip in (True, False):

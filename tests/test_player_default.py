@@ -19,9 +19,7 @@ from players.default import Player, interquartile_mean, statistics
 class Clockwork(VecEnv):
     """Environment i has episodes of lengths[i] steps; step t of its k-th episode pays k + 1. The observation is (t, k)."""
 
-    def __init__(
-        self, lengths: list[int], reset_mode: str = "same_step", agents: int = 1, value_size: int = 1, torch_env: bool = False
-    ):
+    def __init__(self, lengths: list[int], reset_mode: str = "same_step", agents: int = 1, value_size: int = 1, torch_env: bool = False):
         self.num_envs = len(lengths)
         self.lengths = np.asarray(lengths)
         self.reset_mode = reset_mode  # type: ignore[assignment]  # a Literal
@@ -132,9 +130,7 @@ def test_statistics_by_hand() -> None:
     got = statistics([8.0, 1.0, 2.0, 3.0, 100.0])
     # mean 114 / 5 = 22.8; squared deviations 219.04 + 475.24 + 432.64 + 392.04 + 5959.84 = 7478.8;
     # one value cut off at either end leaves 2, 3, 8
-    assert got == pytest.approx(
-        {"mean": 22.8, "std": (7478.8 / 5) ** 0.5, "median": 3.0, "iqm": 13 / 3, "min": 1.0, "max": 100.0}
-    )
+    assert got == pytest.approx({"mean": 22.8, "std": (7478.8 / 5) ** 0.5, "median": 3.0, "iqm": 13 / 3, "min": 1.0, "max": 100.0})
 
 
 def test_iqm_cuts_a_quarter_from_either_end() -> None:

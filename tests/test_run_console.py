@@ -124,9 +124,7 @@ def test_the_last_line_is_not_printed_twice(run: Run, clock: types.SimpleNamespa
         ({}, None, None),
     ],
 )
-def test_time_left(
-    run: Run, clock: types.SimpleNamespace, limits: dict[str, int], fraction: float | None, left: float | None
-) -> None:
+def test_time_left(run: Run, clock: types.SimpleNamespace, limits: dict[str, int], fraction: float | None, left: float | None) -> None:
     progress = Progress(Run(run.dir, {}, **limits))
     progress.on_train_start(None)
     for number_ in (1, 2, 3):  # one second and 1000 frames each

@@ -166,9 +166,7 @@ def test_observers_by_name_with_options(run: Run, monkeypatch: pytest.MonkeyPatc
     assert made.metrics.__self__.observers[1].name == "x"  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"unknown observer 'score' at observers. Did you mean 'scores'"):
         make_observers({"score": None}, run)
-    with pytest.raises(
-        UserError, match=r"unknown option of observer 'listener': 'nam' at observers.listener. Did you mean 'name'"
-    ):
+    with pytest.raises(UserError, match=r"unknown option of observer 'listener': 'nam' at observers.listener. Did you mean 'name'"):
         make_observers({"listener": {"nam": 1}}, run)
 
 

@@ -97,7 +97,9 @@ class ToyVecEnv(VecEnv):
         return np.tile(row, (self.rows, 1))
 
 
-def toy_params(action: str = "continuous", num_envs: int = 8, rnn: str | None = None, central: bool = False, **config: Any) -> dict[str, Any]:
+def toy_params(
+    action: str = "continuous", num_envs: int = 8, rnn: str | None = None, central: bool = False, **config: Any
+) -> dict[str, Any]:
     """rl_games' `params` for a ToyVecEnv, complete enough for the stock agent."""
     space: dict[str, Any] = {action: {}}
     if action == "continuous":
@@ -168,6 +170,4 @@ def toy_params(action: str = "continuous", num_envs: int = 8, rnn: str | None = 
         }
     settings.update(config)
     algo = "a2c_continuous" if action == "continuous" else "a2c_discrete"
-    return copy.deepcopy(
-        {"seed": 7, "algo": {"name": algo}, "model": {"name": models[action]}, "network": network, "config": settings}
-    )
+    return copy.deepcopy({"seed": 7, "algo": {"name": algo}, "model": {"name": models[action]}, "network": network, "config": settings})
