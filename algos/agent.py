@@ -62,6 +62,7 @@ class Agent(Hooks, Collector, Preparer, Saving):
     """
 
     kind: ClassVar[str]  # action kind, set by for_actions()
+    model: Any  # rl_games' module: it has get_aux_loss() and running_mean_std, which nn.Module does not know
 
     @classmethod
     def for_actions(cls, kind: str) -> type[Agent]:
@@ -82,7 +83,7 @@ class Agent(Hooks, Collector, Preparer, Saving):
             self.model.compile()  # in place: the checkpoint's names stay as they are
         self.is_rnn = self.policy.is_rnn
         self.rnn_states = None
-        self.action_masks: Tensor | None = None
+        self.action_masks = None
         self.head = (ContinuousHead if self.kind == "continuous" else DiscreteHead)(self)
         self.last_lr = float(self.last_lr)
         self.extras = Extras(self.policy.device)
@@ -199,7 +200,7 @@ class Agent(Hooks, Collector, Preparer, Saving):
 
     # ---- the driver ------------------------------------------------------------------------------------------------------
 
-    def train(self) -> dict[str, Any]:  # type: ignore[override]  # rl_games returns a tuple; a dict says what it holds
+    def train(self) -> dict[str, Any]:
         """Trains to the end of the budget. Returns {"exit_reason", "return_mean", "return_best", "frames", "epochs", "seconds"}."""
         self.on_train_start()
         self.algo_observer.on_train_start(self)
@@ -230,7 +231,7 @@ class Agent(Hooks, Collector, Preparer, Saving):
             return "should_stop"
         return self.context.stop_requested
 
-    def train_epoch(self) -> dict[str, float]:  # type: ignore[override]  # rl_games returns a tuple of nine or eleven
+    def train_epoch(self) -> dict[str, float]:
         """One rollout and its update. Returns the epoch's metrics."""
         self.epoch_num += 1
         self.metrics = {}
@@ -248,7 +249,7 @@ class Agent(Hooks, Collector, Preparer, Saving):
             batch, central_batch = self.make_batch(self.rollout, last_values)
         self.algo_observer.after_steps()
         self._set_mode(train=True)
-        if self.central_value_net is not None:
+        if self.central_value_net is not None and central_batch is not None:
             self.metrics.update(self.central_value_net.learn(central_batch, self.frame))
         batch = self.transform_batch(batch)
         self.metrics.update(self.update(batch))
@@ -318,10 +319,8 @@ class Agent(Hooks, Collector, Preparer, Saving):
             loss = loss + 0.5 * parts["c_loss"] * self.critic_coef
         parts["entropy"] = self.mean(out.entropy, mb.mask)
         weight = self.entropy_weight(mb)
-        if isinstance(weight, Tensor):
-            loss = loss - self.mean(out.entropy * weight, mb.mask)
-        else:
-            loss = loss - parts["entropy"] * weight
+        bonus = self.mean(out.entropy * weight, mb.mask) if isinstance(weight, Tensor) else parts["entropy"] * weight
+        loss = loss - bonus
         for name, (value, coef) in self.head.losses(out).items():
             parts[name] = self.mean(value, mb.mask)
             loss = loss + parts[name] * coef
@@ -401,10 +400,9 @@ class Agent(Hooks, Collector, Preparer, Saving):
         if self.options.check_finite:
             self.check_metrics(metrics)
         self.after_epoch(metrics)
-        better = self.best_metric()
-        improved = better is not None and self.epoch_num >= self.save_best_after and better > self.last_mean_rewards
-        if improved:
-            self.last_mean_rewards = better
+        better, improved = self.best_metric(), False
+        if better is not None and self.epoch_num >= self.save_best_after and better > self.last_mean_rewards:
+            self.last_mean_rewards, improved = better, True
         if self.last_mean_rewards > -1e9:
             metrics["best_return"] = float(self.last_mean_rewards)
         self.diagnostics.epoch(self, current_epoch=self.epoch_num)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,7 +50,7 @@ class Batch:
     def take(self, index: Any) -> Batch:
         """Rows by index, mask or slice. With memory, `index` counts sequences instead of rows."""
         recurrent = self.fields.get("rnn_states") is not None
-        fields = {}
+        fields: dict[str, Any] = {}
         for name, value in self.fields.items():
             if value is None:
                 fields[name] = None
@@ -74,7 +75,7 @@ class Batch:
         total = len(self) // self.seq_length if self.fields.get("rnn_states") is not None else len(self)
         if not shuffle:
             edges = [total * i // count for i in range(count + 1)]
-            for start, end in zip(edges, edges[1:], strict=False):
+            for start, end in itertools.pairwise(edges):
                 yield self.take(slice(start, end))
             return
         order = torch.randperm(total, device=self.fields["actions"].device)

@@ -23,6 +23,9 @@ class CentralValue(CentralValueTrain):
         arguments: those of rl_games' CentralValueTrain.
     """
 
+    lr: float
+    rnn_states: Any  # list of (layers, N, units), or None without memory
+
     def __init__(self, options: AgentOptions, max_frames: int, arguments: dict[str, Any]) -> None:
         super().__init__(**arguments)
         self.options = options

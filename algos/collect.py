@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from algos.hooks import Hooks
 from algos.rollout import Rollout, Transition
 from core.errors import UserError
 from core.vecenv import to_tensor, tree_map
@@ -21,6 +22,10 @@ else:
 
 class Collector(Base):
     """The part of `Agent` that steps environments."""
+
+    obs: Any  # as read_obs() gives them; None until the first reset
+    action_masks: Tensor | None  # (N, choices) bool
+    episode_masks: Tensor | None  # (T, N) bool: whose finished episodes count; None: all
 
     def new_rollout(self) -> Rollout:
         """Allocates the buffer (T, N, ...) from the spaces, the head's fields and the author's `rollout_fields`."""
@@ -55,9 +60,8 @@ class Collector(Base):
             self.carried_fields.append(name)
         self.next_step_reset = self.vec_env.reset_mode == "next_step"
         self.masks_reset_rows = self.next_step_reset and self.options.mask_reset_rows
-        self.counts_episodes = type(self).episode_mask is not _hooks().episode_mask
-        self.episode_masks: Tensor | None = None
-        if self.counts_episodes:
+        self.episode_masks = None
+        if type(self).episode_mask is not Hooks.episode_mask:
             self.episode_masks = torch.ones((self.horizon_length, n), dtype=torch.bool, device=self.policy.device)
         return rollout
 
@@ -203,7 +207,7 @@ class Collector(Base):
             if name not in rollout.fields:
                 raise KeyError(f"on_step filled '{name}', which rollout_fields() does not declare")
             rollout.write(n, name, value)
-        if self.counts_episodes:
+        if self.episode_masks is not None:
             mask = self.episode_mask(transition)
             self.episode_masks[n] = True if mask is None else mask
 
@@ -250,9 +254,3 @@ class Collector(Base):
 
 def _count(actions_num: Any) -> int:
     return len(actions_num) if isinstance(actions_num, list) else 1
-
-
-def _hooks() -> type:
-    from algos.hooks import Hooks
-
-    return Hooks

@@ -79,7 +79,7 @@ class Preparer(Base):
             return x.unflatten(0, (-1, self.horizon_length))[per_env].flatten(0, 1)
 
         net = self.central_value_net
-        central = {name: first_agent(fields[name]) for name in ("actions", "old_values", "returns", "mask")}
+        central: dict[str, Any] = {name: first_agent(fields[name]) for name in ("actions", "old_values", "returns", "mask")}
         central["obs"] = flat_tree(rollout.states)
         zeroed = rollout.rnn_dones if self.is_rnn else rollout.dones_before
         central["rnn_dones"] = first_agent(flat(zeroed))
@@ -93,7 +93,7 @@ class Preparer(Base):
     def _whole_or_kept(self, batch: Batch) -> Batch:
         if batch.mask is None or batch.rnn_states is not None:
             return batch
-        return batch.take(batch.mask.bool()).replace(mask=None, index=None)
+        return batch.take(batch.mask.bool()).replace(mask=None)
 
 
 def flat_tree(value: Any) -> Any:

@@ -95,7 +95,8 @@ class Rollout:
         return [s.permute(1, 2, 0, 3).reshape(s.shape[1], s.shape[0] * s.shape[2], s.shape[3]) for s in self.rnn_states]
 
     def _zeros(self, space: spaces.Space, rows: int) -> Tensor:
-        assert space.shape is not None and space.dtype is not None
+        assert space.shape is not None
+        assert space.dtype is not None
         dtype = numpy_to_torch_dtype_dict[np.dtype(space.dtype)]
         return torch.zeros((self.horizon, rows, *space.shape), dtype=dtype, device=self.device)
 

@@ -41,7 +41,7 @@ class SACPolicy(Policy):
     @torch.no_grad()
     def act(self, obs: Any, rnn_states: Any = None, action_masks: torch.Tensor | None = None) -> dict[str, Any]:
         self.model.eval()
-        distribution = self.model.actor(self.model.norm_obs(self.preprocess(obs)))  # type: ignore[operator]
+        distribution = self.model.actor(self.model.norm_obs(self.preprocess(obs)))
         return {"actions": distribution.sample(), "mus": distribution.mean, "rnn_states": None}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ class SACPolicy(Policy):
             for name in ("actor", "critic", "critic_target"):
                 getattr(network, name).load_state_dict(state[name])
             if self.normalize_input:
-                self.model.running_mean_std.load_state_dict(state["running_mean_std"])  # type: ignore[union-attr]
+                self.model.running_mean_std.load_state_dict(state["running_mean_std"])
         except (RuntimeError, KeyError) as error:
             raise UserError(f"checkpoint does not fit this network: {str(error).splitlines()[-1].strip()}") from error
 
@@ -59,6 +59,9 @@ class SACPolicy(Policy):
 @register_algo("sac", policy=SACPolicy, actions=("continuous",))
 class SAC(SACAgent):
     """rl_games' SACAgent with a train loop that reports, saves and stops as the others do."""
+
+    last_mean_rewards: float
+    resetting: torch.Tensor  # (N,) bool: next-step environments whose coming row is a mere reset
 
     @classmethod
     def for_actions(cls, kind: str) -> type[SAC]:
@@ -111,7 +114,7 @@ class SAC(SACAgent):
 
         return add_transitions
 
-    def train(self) -> dict[str, Any]:  # type: ignore[override]  # rl_games returns a tuple
+    def train(self) -> dict[str, Any]:
         self.init_tensors()
         self.algo_observer.after_init(self)
         self.algo_observer.on_train_start(self)

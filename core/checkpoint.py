@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy._core import multiarray
 
 from core.errors import UserError, nearest
 from core.policy import Policy
@@ -133,12 +134,16 @@ def frozen_policy(path: str | Path, env_info: dict[str, Any], num_envs: int, dev
 
 def rng_state() -> dict[str, Any]:
     """The state of torch's, NumPy's and Python's global generators, as tensors and plain values."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    numpy_state = np.random.get_state(legacy=False)
     version, internal, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": {"name": name, "keys": torch.from_numpy(keys.astype(np.int64)), "rest": [position, has_gauss, cached]},
+        "numpy": {
+            "name": numpy_state["bit_generator"],
+            "keys": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
+            "rest": [numpy_state["state"]["pos"], numpy_state["has_gauss"], numpy_state["gauss"]],
+        },
         "python": {"version": version, "internal": list(internal), "gauss": gauss},
     }
 
@@ -183,7 +188,7 @@ def plain(value: Any) -> Any:
 def _numpy_scalars() -> list[Any]:
     """Stock files hold the best reward as a NumPy scalar: harmless, so it is let through."""
     dtypes = [type(np.dtype(t)) for t in (np.float32, np.float64, np.int32, np.int64, np.uint8, np.bool_)]
-    return [np._core.multiarray.scalar, np.dtype, *dtypes]
+    return [multiarray.scalar, np.dtype, *dtypes]
 
 
 def _reason(error: BaseException) -> str:

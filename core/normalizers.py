@@ -28,6 +28,10 @@ class MovingMeanStd(nn.Module):
     forward: (L,) -> (L,) normalized by the statistics after this batch, clipped to [-5, 5].
     """
 
+    step: torch.Tensor
+    mean: torch.Tensor
+    square: torch.Tensor
+
     def __init__(self, decay: float) -> None:
         super().__init__()
         self.decay = decay

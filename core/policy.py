@@ -34,6 +34,8 @@ class Policy:
         device: where the model lives.
     """
 
+    model: Any  # rl_games' module: it has is_rnn() and get_default_rnn_state(), which nn.Module does not know
+
     def __init__(self, params: dict[str, Any], env_info: dict[str, Any], num_envs: int, device: str | torch.device) -> None:
         self.config: dict[str, Any] = params["config"]
         self.device = torch.device(device)
@@ -51,8 +53,8 @@ class Policy:
             self.actions_low = torch.as_tensor(self.action_space.low.copy(), dtype=torch.float32, device=self.device)
             self.actions_high = torch.as_tensor(self.action_space.high.copy(), dtype=torch.float32, device=self.device)
         with quiet():
-            self.model: nn.Module = self.build_model(load_network(params, self.action_kind)).to(self.device)
-        self.is_rnn: bool = self.model.is_rnn()  # type: ignore[operator]
+            self.model = self.build_model(load_network(params, self.action_kind)).to(self.device)
+        self.is_rnn: bool = self.model.is_rnn()
         self.extra_modules = {name: module.to(self.device) for name, module in self.build_extra_modules().items()}
 
     # ---- what a subclass may change; agent and player both see it -------------------------------------------------
@@ -97,7 +99,7 @@ class Policy:
         if isinstance(self.action_space, spaces.Discrete):
             return self.action_space.n
         assert isinstance(self.action_space, spaces.Tuple)
-        return [space.n for space in self.action_space.spaces]  # type: ignore[attr-defined]
+        return [space.n for space in self.action_space.spaces]  # type: ignore[attr-defined]  # all Discrete: action_kind() checked
 
     def build_model(self, builder: Any) -> nn.Module:
         """From rl_games' model builder to a module; Dict observations get a normalizer that works."""
@@ -155,7 +157,7 @@ class Policy:
         """Zeros, each (layers, N, units), or None for a policy without memory."""
         if not self.is_rnn:
             return None
-        return [state.to(self.device) for state in self.model.get_default_rnn_state()]  # type: ignore[operator]
+        return [state.to(self.device) for state in self.model.get_default_rnn_state()]
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ class AlgoEntry:
     """What one algorithm name stands for."""
 
     name: str
-    cls: type
+    cls: Any  # a class with for_actions(kind), as algos.agent.Agent; core knows no algorithm
     config: type | None  # keyword-only dataclass of the algorithm's own keys under train.params.config
     player: str  # name of the player that evaluates it
     policy: type | None  # Policy subclass shared by agent and player; None: the default one
@@ -123,7 +123,7 @@ register_observer = _class_decorator(observers)
 
 
 def discover(*packages: str) -> None:
-    """Imports every module of the shelves (default: networks, players, tasks, algos) once. A module that fails is remembered in `broken`."""
+    """Imports every module of the shelves (default: networks, players, tasks, algos) once; a failed one is remembered in `broken`."""
     for package in packages or ("networks", "players", "tasks", "algos"):
         if package in _DISCOVERED:
             continue
@@ -157,7 +157,8 @@ def _import_file(path: Path) -> None:
     if folder not in sys.path:
         sys.path.append(folder)  # its neighbours can be imported too, also by Ray workers
     spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:

@@ -78,7 +78,7 @@ def _train(cfg: dict[str, Any], params: dict[str, Any], entry: AlgoEntry, kind: 
     finally:
         observers.close()
         run_dir.finish(result["exit_reason"] if result["exit_reason"] != "failed" else f"failed: {result.get('error', '')}")
-    _draw(cfg, run_dir)
+    _draw(run_dir)
     print_result(result, run_dir, eval_command(result["checkpoint"]))
     return result
 
@@ -184,7 +184,7 @@ def override_sigma(model: torch.nn.Module, sigma: float | None) -> None:
     """rl_games' --sigma: sets a fixed log standard deviation. Raises UserError where the network has none."""
     if sigma is None:
         return
-    network = getattr(model, "a2c_network", None)
+    network: Any = getattr(model, "a2c_network", None)
     if not getattr(network, "fixed_sigma", False):
         raise UserError("sigma can only be set for a network with fixed_sigma: true")
     with torch.no_grad():
@@ -309,7 +309,7 @@ def _start_from(cfg: dict[str, Any], agent: Any, run_dir: RunDir) -> None:
     override_sigma(agent.model, cfg["sigma"])
 
 
-def _draw(cfg: dict[str, Any], run_dir: RunDir) -> None:
+def _draw(run_dir: RunDir) -> None:
     from core.plot import learning_curve  # matplotlib takes a second to import, and is needed only here
 
     learning_curve(run_dir.metrics_path, run_dir.path / "learning_curve.png", run_dir.path.name)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from rl_games.algos_torch.network_builder import NetworkBuilder
@@ -42,6 +42,8 @@ class ActorCritic(NetworkBuilder.BaseNetwork):
     @dataclasses.dataclass(kw_only=True)
     class Config:
         """The network's own keys, beside `mlp` and `space`."""
+
+    config: Any  # an instance of the subclass's own Config
 
     def __init__(self, params: dict[str, Any], build: dict[str, Any]) -> None:
         super().__init__()
@@ -94,8 +96,13 @@ class ActorCritic(NetworkBuilder.BaseNetwork):
             self.init_factory.create(**head["mu_init"])(self.mu.weight)
             self.mu_act = self.activations_factory.create(head["mu_activation"])
             self.sigma_act = self.activations_factory.create(head["sigma_activation"])
-            self.sigma: Any = nn.Parameter(torch.zeros(actions_num)) if self.fixed_sigma else nn.Linear(size, actions_num)
-            self.init_factory.create(**head["sigma_init"])(self.sigma if self.fixed_sigma else self.sigma.weight)
+            init_sigma = self.init_factory.create(**head["sigma_init"])
+            if self.fixed_sigma:
+                self.sigma: Any = nn.Parameter(torch.zeros(actions_num))
+                init_sigma(self.sigma)
+            else:
+                self.sigma = nn.Linear(size, actions_num)
+                init_sigma(self.sigma.weight)
 
 
 def network(name: str) -> Callable[[type[ActorCritic]], type[ActorCritic]]:
@@ -103,7 +110,7 @@ def network(name: str) -> Callable[[type[ActorCritic]], type[ActorCritic]]:
 
     def wrap(cls: type[ActorCritic]) -> type[ActorCritic]:
         class Builder(NetworkBuilder):
-            schema = {
+            schema: ClassVar[dict[str, type]] = {
                 **{field.name: object for field in dataclasses.fields(cls.Config)},
                 **dict.fromkeys(("mlp", "space"), dict),
                 "separate": bool,

@@ -80,7 +80,7 @@ def _normalize_action(env: gymnasium.Env) -> gymnasium.Env:
         return _act(env, lambda a: np.asarray(a).reshape(shape).astype(np.int8), spaces.MultiDiscrete([2] * int(np.prod(shape))))
     if isinstance(space, spaces.Tuple) and all(isinstance(sub, spaces.Discrete) for sub in space.spaces):
         starts = [int(sub.start) for sub in space.spaces]  # type: ignore[attr-defined]  # all Discrete, checked above
-        sizes = [int(sub.n) for sub in space.spaces]  # type: ignore[attr-defined]
+        sizes = [int(sub.n) for sub in space.spaces]  # type: ignore[attr-defined]  # likewise
         return _act(env, lambda a: tuple(int(x) + start for x, start in zip(a, starts, strict=True)), spaces.MultiDiscrete(sizes))
     if isinstance(space, spaces.Box):
         shape = space.shape

@@ -97,6 +97,8 @@ class TorchVecEnv(VecEnv):
 
     def set_env_state(self, env_state: dict[str, torch.Tensor]) -> None:
         """Goes on exactly where `get_env_state` was called. Raises UserError for the state of another number of environments."""
+        if env_state is None:  # rl_games hands over what a checkpoint without state holds
+            return
         if env_state["state"].shape != self.state.shape:
             raise UserError(
                 f"the saved state is of {env_state['state'].shape[0]} environments, task.num_envs is {self.num_envs}: "

@@ -107,3 +107,23 @@ def register(id: str, max_episode_steps: int | None = None, **kwargs: Any) -> st
     gymnasium.registry.pop(id, None)
     gymnasium.register(id, entry_point=lambda **kw: Counter(**kw), max_episode_steps=max_episode_steps, kwargs=kwargs)
     return id
+
+
+class MultiChoice(gymnasium.Env):
+    """Two heads of unequal size; a reward for each that matches the sign of its observation."""
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.action_space = spaces.MultiDiscrete([2, 3])
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._draw(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        reward = float(action[0] == (self.seen[0] > 0)) + float(action[1] == 1 + (self.seen[1] > 0))
+        return self._draw(), reward, False, False, {}
+
+    def _draw(self) -> np.ndarray:
+        self.seen = self.np_random.uniform(-1.0, 1.0, 2).astype(np.float32)
+        return self.seen

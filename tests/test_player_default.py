@@ -304,5 +304,5 @@ def test_observations_pass_through_the_policy_augmentation() -> None:
             assert obs.shape == (1, 3)
             return super().act(obs, rnn_states, masks)
 
-    result = Look(Longer(1), Clockwork([2]), games_num=2, deterministic=True, seed=0).run()  # type: ignore[arg-type]
+    result = Look(Longer(1), Clockwork([2]), games_num=2, deterministic=True, seed=0).run()  # type: ignore[arg-type]  # stand-ins
     assert result["episodes"] == 2

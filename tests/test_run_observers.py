@@ -163,7 +163,7 @@ def test_observers_by_name_with_options(run: Run, monkeypatch: pytest.MonkeyPatc
     registry.register_observer("stock")(Stock)
     made = make_observers({"scores": None, "listener": {"name": "x"}, "stock": {}, "console": None}, run)
     assert [type(o).__name__ for o in made.observers] == ["Scores", "Listener", "Stock", "Progress"]
-    assert made.metrics.__self__.observers[1].name == "x"  # type: ignore[attr-defined]
+    assert made.metrics.__self__.observers[1].name == "x"  # type: ignore[attr-defined]  # a bound method
     with pytest.raises(UserError, match=r"unknown observer 'score' at observers. Did you mean 'scores'"):
         make_observers({"score": None}, run)
     with pytest.raises(UserError, match=r"unknown option of observer 'listener': 'nam' at observers.listener. Did you mean 'name'"):
