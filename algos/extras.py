@@ -70,11 +70,11 @@ class Extras:
             "for_player": sorted(self.for_player),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises KeyError naming a registered part that the checkpoint lacks."""
+    def load_state_dict(self, state: dict[str, Any], optimizers: bool = True) -> None:
+        """Raises KeyError naming a registered part that the checkpoint lacks. `optimizers=False` leaves those as they are."""
         for name, part in self.parts.items():
             if name not in state["parts"]:
                 raise KeyError(name)
             part.load_state_dict(state["parts"][name])
-        for name, group in self.groups.items():
+        for name, group in self.groups.items() if optimizers else ():
             group.optimizer.load_state_dict(state["optimizers"][name])

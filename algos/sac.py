@@ -73,9 +73,6 @@ class SAC(SACAgent):
         if space.shape is None or len(space.shape) != 1:
             raise UserError(f"sac needs flat observations, not {space}: rl_games' SAC network has no other encoder")
         self.kind = "continuous"
-        params = {**params, "model": {"name": params["model"].get("name", "soft_actor_critic")}}
-        if params["model"]["name"] == "auto":
-            params["model"]["name"] = "soft_actor_critic"
         given = params["config"]
         config = {
             **given,

@@ -81,7 +81,8 @@ class Saving(Base):
         }
 
     def restore(self, fn: str, set_epoch: bool = True) -> None:
-        """Goes on from a checkpoint, ours or stock rl_games'. `set_epoch=False` takes the weights but starts counting anew.
+        """Goes on from a checkpoint, ours or stock rl_games'. `set_epoch=False` takes weights, normalizers and registered modules,
+        but starts optimizers, schedules and counters anew.
 
         Raises UserError where the file cannot be read or does not fit the algorithm or the network.
         """
@@ -97,21 +98,21 @@ class Saving(Base):
             self.central_value_net.load_state_dict(
                 {name.replace("_orig_mod.", ""): value for name, value in weights["assymetric_vf_nets"].items()}
             )
-            if "assymetric_vf_optimizer" in weights:
-                self.central_value_net.optimizer.load_state_dict(weights["assymetric_vf_optimizer"])
-        self.optimizer.load_state_dict(weights["optimizer"])
-        if self.scaler.is_enabled() and "scaler" in weights:
-            self.scaler.load_state_dict(weights["scaler"])
         ours = weights.get("gamesmith")
         if ours is not None:
             try:
-                self.extras.load_state_dict(ours["extras"])
+                self.extras.load_state_dict(ours["extras"], optimizers=set_epoch)
             except KeyError as missing:
                 raise UserError(
                     f"checkpoint lacks the registered part {missing}: it was made by another version of the algorithm"
                 ) from missing
         if not set_epoch:
             return
+        self.optimizer.load_state_dict(weights["optimizer"])
+        if self.central_value_net is not None and "assymetric_vf_optimizer" in weights:
+            self.central_value_net.optimizer.load_state_dict(weights["assymetric_vf_optimizer"])
+        if self.scaler.is_enabled() and "scaler" in weights:
+            self.scaler.load_state_dict(weights["scaler"])
         self.epoch_num, self.frame = weights["epoch"], weights["frame"]
         if self.options.keep_best_on_resume:
             self.last_mean_rewards = float(weights.get("last_mean_rewards", -1000000000))

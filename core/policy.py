@@ -198,7 +198,8 @@ def fit_to_actions(params: dict[str, Any], kind: str) -> dict[str, Any]:
     """
     params = {**params, "model": dict(params.get("model") or {"name": "auto"}), "network": copy.deepcopy(params["network"])}
     if params["model"].get("name", "auto") == "auto":
-        params["model"]["name"] = MODEL_OF[kind]
+        is_sac = params["network"]["name"] == "soft_actor_critic"
+        params["model"]["name"] = "soft_actor_critic" if is_sac else MODEL_OF[kind]
     space = params["network"].get("space")
     if space is not None:
         if kind not in space:

@@ -44,6 +44,9 @@ def train(cfg: dict[str, Any]) -> dict[str, Any]:
     with contextlib.closing(make_env(cfg, params["config"]["num_actors"], params["seed"], params["config"]["device"])) as env:
         kind = check_actions(entry, env)
         check_batch(params, env.num_agents)
+        # A network that cannot be built should be told before there is a run directory; the agent's own is built from the same seed.
+        (entry.policy or Policy)(params, env.get_env_info(), env.num_envs, "cpu")
+        seed_everything(params["seed"], cfg["torch_deterministic"])
         if cfg["resume"]:
             run_dir = RunDir.open(cfg["resume"])
         else:

@@ -261,12 +261,14 @@ NETWORKS: dict[str, Section] = {
 
 
 def network(found: Mapping[str, Any]) -> Section | None:
-    """rl_games' three by table; a registered one by its attribute `schema` ({key: type}) or `Config` (a dataclass); else free."""
+    """rl_games' three by table; a registered one by its attribute `Config` (a dataclass, beside the keys of actor_critic that its
+    `rl_games_keys` names) or `schema` ({key: type}); else free."""
     name = str(found.get("name"))
     if name in registry.networks:
         builder = registry.networks.get(name)
         if hasattr(builder, "Config"):
-            return {"name": _COMMON_NETWORK["name"], **of_dataclass(builder.Config)}
+            shared = {key: ACTOR_CRITIC[key] for key in getattr(builder, "rl_games_keys", ())}
+            return {"name": _COMMON_NETWORK["name"], **shared, **of_dataclass(builder.Config)}
         if hasattr(builder, "schema"):
             return {
                 "name": _COMMON_NETWORK["name"],

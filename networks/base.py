@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from rl_games.algos_torch.network_builder import NetworkBuilder
@@ -110,11 +110,8 @@ def network(name: str) -> Callable[[type[ActorCritic]], type[ActorCritic]]:
 
     def wrap(cls: type[ActorCritic]) -> type[ActorCritic]:
         class Builder(NetworkBuilder):
-            schema: ClassVar[dict[str, type]] = {
-                **{field.name: object for field in dataclasses.fields(cls.Config)},
-                **dict.fromkeys(("mlp", "space"), dict),
-                "separate": bool,
-            }
+            Config = cls.Config
+            rl_games_keys = ("separate", "mlp", "space")
 
             def load(self, params: dict[str, Any]) -> None:
                 self.params = params

@@ -90,3 +90,10 @@ def test_every_network_trains_on_every_action_kind(name, kind, tmp_path):
     command(*TASK_OF[kind], *SMALL, f"train.params.network.name={name}", f"run_dir={tmp_path}/run", "max_epochs=2")
     weights = checkpoint.load(tmp_path / "run" / "nn" / "last.pth")["model"]
     assert all(w.isfinite().all() for w in weights.values())
+
+
+@pytest.mark.parametrize("name", [n for n in registry.networks if registry.networks.get(n).__module__.startswith("networks.")])
+@pytest.mark.parametrize("key", ["unitz", "mlp.unitz", "space.continuous.mu_inti"])
+def test_a_misspelt_network_key_is_refused(name, key):
+    with pytest.raises(UserError, match=rf"train\.params\.network\.{key}"):
+        resolve("task=TorchPendulum", f"train.params.network.name={name}", f"train.params.network.{key}=1")
