@@ -28,6 +28,7 @@ from algos.hooks import Hooks
 from algos.prepare import Preparer
 from algos.rollout import EpisodeStats, Rollout
 from algos.saving import Saving
+from core.checkpoint import frozen_policy
 from core.config import algo_options
 from core.context import RunContext
 from core.errors import UserError
@@ -79,8 +80,10 @@ class Agent(Hooks, Collector, Preparer, Saving):
         )
         self._init_rl_games(params)
         self.model = self.build_model().to(self.ppo_device)
-        if self.config.get("torch_compile", False):
-            self.model.compile()  # in place: the checkpoint's names stay as they are
+        compiled = self.config.get("torch_compile", False)  # rl_games: True, a mode, or {"mode": ...}
+        if compiled:
+            mode = compiled.get("mode") if isinstance(compiled, dict) else compiled if isinstance(compiled, str) else None
+            self.model.compile(mode=mode)  # in place: the checkpoint's names stay as they are
         self.is_rnn = self.policy.is_rnn
         self.rnn_states = None
         self.action_masks = None
@@ -194,8 +197,6 @@ class Agent(Hooks, Collector, Preparer, Saving):
     def load_frozen(self, checkpoint: str) -> Policy:
         """Another run's policy inside this one (a teacher, an opponent, a low-level controller): its model is in eval mode, without
         gradients, writer or directories. The checkpoint must be one of this project's: it holds its own config."""
-        from core.checkpoint import frozen_policy
-
         return frozen_policy(checkpoint, self.vec_env.get_env_info(), self.num_actors, self.policy.device)
 
     # ---- the driver ------------------------------------------------------------------------------------------------------
@@ -217,6 +218,8 @@ class Agent(Hooks, Collector, Preparer, Saving):
             if reason is not None or self.epoch_num == 1 or time.perf_counter() - last_save >= self.context.save_interval:
                 self.save(str(self.last_path))
                 last_save = time.perf_counter()
+        if not self.last_path.exists():  # stopped before the first epoch
+            self.save(str(self.last_path))
         return self.summary(reason)
 
     def exit_reason(self) -> str | None:

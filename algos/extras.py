@@ -63,10 +63,14 @@ class Extras:
         for module in self.modules:
             module.train(mode)
 
+    def _own_groups(self) -> list[tuple[str, Group]]:
+        """All but the policy's, which stands in a checkpoint under rl_games' own key."""
+        return [(name, group) for name, group in self.groups.items() if name != "policy"]
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
-            "optimizers": {name: group.optimizer.state_dict() for name, group in self.groups.items()},
+            "optimizers": {name: group.optimizer.state_dict() for name, group in self._own_groups()},
             "for_player": sorted(self.for_player),
         }
 
@@ -76,5 +80,5 @@ class Extras:
             if name not in state["parts"]:
                 raise KeyError(name)
             part.load_state_dict(state["parts"][name])
-        for name, group in self.groups.items() if optimizers else ():
+        for name, group in self._own_groups() if optimizers else ():
             group.optimizer.load_state_dict(state["optimizers"][name])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from algos.batch import Batch, flat
-from algos.rollout import Rollout
+from algos.rollout import Rollout, flat_memory
 
 if TYPE_CHECKING:
     from rl_games.common.a2c_common import A2CBase as Base  # untyped: every attribute of the agent is allowed
@@ -85,9 +85,7 @@ class Preparer(Base):
         central["rnn_dones"] = first_agent(flat(zeroed))
         central["rnn_states"] = None
         if net.is_rnn:
-            central["rnn_states"] = [
-                s.permute(1, 2, 0, 3).reshape(s.shape[1], s.shape[0] * s.shape[2], s.shape[3]) for s in net.mb_rnn_states
-            ]
+            central["rnn_states"] = [flat_memory(state) for state in net.mb_rnn_states]
         return self._whole_or_kept(Batch(central, self.seq_length if net.is_rnn else 1))
 
     def _whole_or_kept(self, batch: Batch) -> Batch:

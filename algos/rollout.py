@@ -92,13 +92,18 @@ class Rollout:
         """Each (layers, N * T / seq_length, units), sequences ordered as the flat batch's rows."""
         if not self.rnn_states:
             return None
-        return [s.permute(1, 2, 0, 3).reshape(s.shape[1], s.shape[0] * s.shape[2], s.shape[3]) for s in self.rnn_states]
+        return [flat_memory(state) for state in self.rnn_states]
 
     def _zeros(self, space: spaces.Space, rows: int) -> Tensor:
         assert space.shape is not None
         assert space.dtype is not None
         dtype = numpy_to_torch_dtype_dict[np.dtype(space.dtype)]
         return torch.zeros((self.horizon, rows, *space.shape), dtype=dtype, device=self.device)
+
+
+def flat_memory(state: Tensor) -> Tensor:
+    """(sequences per row, layers, N, units) -> (layers, N * sequences, units), ordered as the flat batch's sequences."""
+    return state.permute(1, 2, 0, 3).reshape(state.shape[1], -1, state.shape[3])
 
 
 class EpisodeStats:
