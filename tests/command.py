@@ -33,4 +33,4 @@ def command(*argv: str) -> dict[str, Any]:
     return runner.evaluate(cfg) if cfg["test"] else runner.train(cfg)
 
 
-SMALL = ("train.params.config.horizon_length=16", "train.params.config.mini_epochs=2", "num_envs=4")
+SMALL = ("train.params.config.horizon_length=16", "train.params.config.mini_epochs=2", "num_envs=4", "train.params.torch_threads=1")

@@ -79,7 +79,7 @@ def test_rl_games_flags_train_and_play_a_stock_yaml(tmp_path):
     import rl_games
 
     stock = Path(next(iter(rl_games.__path__))) / "configs" / "mujoco" / "halfcheetah_envpool.yaml"
-    small = ["num_envs=4", "train.params.config.minibatch_size=64", "train.params.config.horizon_length=32"]
+    small = ["num_envs=4", "train.params.torch_threads=1", "train.params.config.minibatch_size=64", "train.params.config.horizon_length=32"]
     status, out, err = finish(start("--file", str(stock), "--train", *small, "max_epochs=2", f"run_dir={tmp_path}/run"))
     assert (status, err) == (0, "")
     assert "a2c_continuous" in out
