@@ -22,6 +22,7 @@ from algos import losses
 from algos.batch import Batch
 from algos.central_value import CentralValue
 from algos.collect import Collector
+from algos.diagnostics import Diagnostics
 from algos.extras import Extras, Group
 from algos.heads import ContinuousHead, DiscreteHead, Output
 from algos.hooks import Hooks
@@ -33,7 +34,7 @@ from core.config import algo_options
 from core.context import RunContext
 from core.errors import UserError
 from core.normalizers import MovingMeanStd
-from core.policy import Policy, load_network
+from core.policy import Policy, load_network, space_shape
 from core.quiet import quiet
 from core.vecenv import VecEnv
 
@@ -47,7 +48,7 @@ class Agent(Hooks, Collector, Preparer, Saving):
         train()         ON_TRAIN_START, reset, then epochs until max_frames, max_epochs, score_to_win or SHOULD_STOP
           train_epoch()
             BEFORE_EPOCH
-            collect()           for n in range(T):  BEFORE_STEP -> ACT -> env.step -> ON_STEP -> ON_EPISODE_END -> EPISODE_MASK
+            collect()           for n in range(T):  BEFORE_STEP -> ACT -> env.step -> ON_STEP -> EPISODE_MASK -> ON_EPISODE_END
             make_batch()        COMBINE_REWARDS -> ADVANTAGES -> NORMALIZE_ADVANTAGES
             central value       (where configured)
             TRANSFORM_BATCH
@@ -134,6 +135,8 @@ class Agent(Hooks, Collector, Preparer, Saving):
         self.mixed_precision = bool(given.get("mixed_precision", False))
         self.normalize_rms_advantage = bool(given.get("normalize_rms_advantage", False))
         self.scaler = torch.amp.GradScaler(self.policy.device.type, enabled=self.mixed_precision and self.options.scale_bf16)
+        if self.use_diagnostics:
+            self.diagnostics = Diagnostics()
         central = self.has_central_value
         self.has_value_loss = not central or bool(given.get("use_experimental_cv", self.kind == "continuous"))
 
@@ -144,7 +147,8 @@ class Agent(Hooks, Collector, Preparer, Saving):
         if central is not None:
             central = copy.deepcopy(central)
             central.setdefault("model", {"name": "central_value"})
-            central["network"] = load_network(central, self.kind)
+            states = self.policy.env_info.get("state_space") or self.policy.observation_space
+            central["network"] = load_network(central, self.kind, space_shape(states))
             self.config["central_value_config"] = central
 
     def _build_central_value(self) -> None:
@@ -230,7 +234,7 @@ class Agent(Hooks, Collector, Preparer, Saving):
             return "max_frames"
         if self.epoch_num and "score_to_win" in self.config and self.last_mean_rewards > self.config["score_to_win"]:
             return "score_to_win"
-        if self.epoch_num and self.should_stop():
+        if self.metrics and self.should_stop():  # not before the first epoch of this process
             return "should_stop"
         return self.context.stop_requested
 
@@ -243,15 +247,16 @@ class Agent(Hooks, Collector, Preparer, Saving):
             self.reset_environments()
         self.before_epoch()
         start = time.perf_counter()
+        self._set_mode(train=False)
         with torch.no_grad():
             last_values = self.collect(self.rollout)
+        self._set_mode(train=True)
         played = time.perf_counter()
         frames = self._count_frames(self.rollout)
         self.frame += frames
         with torch.no_grad():
             batch, central_batch = self.make_batch(self.rollout, last_values)
         self.algo_observer.after_steps()
-        self._set_mode(train=True)
         if self.central_value_net is not None and central_batch is not None:
             self.metrics.update(self.central_value_net.learn(central_batch, self.frame))
         batch = self.transform_batch(batch)

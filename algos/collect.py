@@ -102,7 +102,6 @@ class Collector(Base):
     def collect(self, rollout: Rollout) -> Tensor:
         """Fills the rollout with T steps. Returns the values (N, V) of the observations after the last one."""
         self.step_seconds = 0.0
-        self.model.eval()
         for n in range(self.horizon_length):
             self.before_step(n)
             self._before_act(rollout, n)

@@ -160,7 +160,7 @@ class Hooks(Base):
         """Called for each minibatch. Returns {name: loss per sample (B,) or scalar}, added with the coefficient
         `<name>_coef` of the algorithm's options (1 if there is none) and logged as `losses/<name>`.
 
-        Default: none. Example: return {"smooth": ((out.mus - mb.old_mus) ** 2).sum(-1)}
+        Default: none. Example: return {"small": (out.mus**2).sum(-1)}
         """
         return {}
 

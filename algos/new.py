@@ -75,7 +75,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with main_guard():
         code, config = write(arguments.name, arguments.out)
-        place = f"--config-dir {arguments.out / 'cfg'} modules=[{code}] " if arguments.out else ""
+        place = f"--config-dir {arguments.out / 'cfg'} modules={code} " if arguments.out else ""
         print(f"wrote {code}\nwrote {config}\n\ntrain it:\npython train.py {place}train={arguments.name} task=CartPole")
 
 

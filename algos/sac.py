@@ -61,6 +61,7 @@ class SAC(SACAgent):
     """rl_games' SACAgent with a train loop that reports, saves and stops as the others do."""
 
     last_mean_rewards: float
+    frame: int
     resetting: torch.Tensor  # (N,) bool: next-step environments whose coming row is a mere reset
 
     @classmethod
@@ -87,14 +88,15 @@ class SAC(SACAgent):
             super().__init__("run", {**params, "config": config})
         self.replay_buffer.add = self._without_resets(self.replay_buffer.add)
         self.seconds = 0.0
-        self.episodes = 0
+        self.episodes = self.new_frames = 0
 
     def load_networks(self, params: dict[str, Any]) -> None:
-        self.config["network"] = load_network(params, "continuous")
+        self.config["network"] = load_network(params, "continuous", self.vec_env.observation_space.shape)
 
     def env_step(self, actions: torch.Tensor) -> Any:
         raw, rewards, dones, infos = self.vec_env.step(actions if self.vec_env.is_torch else actions.cpu().numpy())
         self.is_transition = ~self.resetting
+        self.new_frames += int(self.is_transition.sum())
         dones = to_tensor(dones, self._device).bool()
         if self.vec_env.reset_mode == "next_step":
             self.resetting = dones
@@ -124,7 +126,7 @@ class SAC(SACAgent):
         while reason is None:
             self.epoch_num += 1
             spent.append(self.train_epoch())
-            self.frame += self.num_frames_per_epoch
+            self.frame, self.new_frames = self.frame + self.new_frames, 0
             reason = self.exit_reason()
             if len(spent) < every and reason is None:
                 continue
@@ -160,6 +162,8 @@ class SAC(SACAgent):
         names = ("losses/a_loss", "losses/entropy", "info/alpha", "losses/alpha_loss", "losses/c1_loss", "losses/c2_loss")
         for index, name in enumerate(names, start=4):
             values = [value for epoch in spent for value in epoch[index] if value is not None]
+            if name in ("losses/a_loss", "losses/entropy"):
+                values = [value for value in values if value != 0]  # rl_games reports 0 where an update left the actor out
             if values:
                 metrics[name] = torch.stack(values).mean().item()
         for name, value in metrics.items():

@@ -105,6 +105,12 @@ def read_config(path: str | Path) -> dict[str, Any] | None:
     return load(path).get("gamesmith", {}).get("config")
 
 
+def player_extras(state: dict[str, Any]) -> dict[str, Any]:
+    """{name: state} of the parts that the agent registered with `player=True`."""
+    extras = state.get("gamesmith", {}).get("extras", {})
+    return {name: extras["parts"][name] for name in extras.get("for_player", [])}
+
+
 def check_fits(state: dict[str, Any], algo: str, path: str | Path) -> None:
     """Raises UserError where the checkpoint was made by another algorithm. Stock files carry no name and pass."""
     made_by = state.get("gamesmith", {}).get("algo")

@@ -53,7 +53,7 @@ class Policy:
             self.actions_low = torch.as_tensor(self.action_space.low.copy(), dtype=torch.float32, device=self.device)
             self.actions_high = torch.as_tensor(self.action_space.high.copy(), dtype=torch.float32, device=self.device)
         with quiet():
-            self.model = self.build_model(load_network(params, self.action_kind)).to(self.device)
+            self.model = self.build_model(load_network(params, self.action_kind, self.obs_shape)).to(self.device)
         self.is_rnn: bool = self.model.is_rnn()
         self.extra_modules = {name: module.to(self.device) for name, module in self.build_extra_modules().items()}
 
@@ -107,7 +107,12 @@ class Policy:
         dict_norm = self.normalize_input and isinstance(self.obs_shape, dict)
         if dict_norm:
             build_config["normalize_input"] = False
-        model = builder.build(build_config)
+        try:
+            model = builder.build(build_config)
+        except (RuntimeError, AssertionError, TypeError, KeyError, ValueError) as error:  # rl_games' builders check nothing
+            raise UserError(
+                f"train.params.network cannot be built for observations of shape {self.obs_shape}: {type(error).__name__}: {error}"
+            ) from error
         if dict_norm:
             model.normalize_input = True
             model.running_mean_std = DictRunningMeanStd(self.obs_shape)
@@ -190,11 +195,25 @@ def space_shape(space: spaces.Space) -> Any:
     return space.shape
 
 
-def fit_to_actions(params: dict[str, Any], kind: str) -> dict[str, Any]:
-    """A copy of `params` whose model and `network.space` match the action kind: `model.name: auto` is chosen, and of several
-    spaces in the network section the fitting one is kept.
+# Mnih et al. 2015 (Nature), as rl_games' Atari configs write it: what `network.cnn: auto` means for pictures.
+NATURE_CNN = {
+    "type": "conv2d",
+    "activation": "relu",
+    "initializer": {"name": "default"},
+    "convs": [
+        {"filters": 32, "kernel_size": 8, "strides": 4, "padding": 0},
+        {"filters": 64, "kernel_size": 4, "strides": 2, "padding": 0},
+        {"filters": 64, "kernel_size": 3, "strides": 1, "padding": 0},
+    ],
+}
+RL_GAMES_MLPS = ("actor_critic", "soft_actor_critic")
 
-    Raises UserError where the config states a model or space for other actions than the task has.
+
+def fit_to_spaces(params: dict[str, Any], kind: str, obs_shape: Any) -> dict[str, Any]:
+    """A copy of `params` that fits the task: `model.name: auto` is chosen by the action kind, of several entries in
+    `network.space` the fitting one is kept, and `network.cnn: auto` becomes the Nature CNN for pictures and nothing otherwise.
+
+    Raises UserError where the config states a model or space for other actions, or a network for other observations.
     """
     params = {**params, "model": dict(params.get("model") or {"name": "auto"}), "network": copy.deepcopy(params["network"])}
     if params["model"].get("name", "auto") == "auto":
@@ -212,11 +231,33 @@ def fit_to_actions(params: dict[str, Any], kind: str) -> dict[str, Any]:
                 f"train.params.model.name is '{name}', for {other} actions, but the task's actions are {kind}: "
                 f"use '{MODEL_OF[kind]}' or 'auto'"
             )
+    _fit_to_observations(params["network"], obs_shape)
     return params
 
 
-def load_network(params: dict[str, Any], kind: str) -> Any:
-    """rl_games' model builder for `params`, with the registered networks and models known to it.
+def _fit_to_observations(network: dict[str, Any], obs_shape: Any) -> None:
+    is_picture = isinstance(obs_shape, tuple) and len(obs_shape) == 3
+    if network.get("cnn") == "auto":
+        del network["cnn"]
+        if is_picture and network["name"] == "actor_critic":
+            channels_last = obs_shape[2] < obs_shape[0]
+            network["cnn"] = {**copy.deepcopy(NATURE_CNN), "permute_input": channels_last}
+    if network["name"] not in RL_GAMES_MLPS or network["name"] in registry.networks:
+        return
+    if isinstance(obs_shape, dict):
+        raise UserError(
+            f"network '{network['name']}' reads one array, but the task's observations are a Dict of {', '.join(obs_shape)}: "
+            "flatten them (task.wrappers=[{name: FlattenObservation}]) or use a network that reads them (docs/networks.md)"
+        )
+    if len(obs_shape) != 1 and "cnn" not in network:
+        raise UserError(
+            f"network '{network['name']}' without 'cnn' reads flat observations, but the task's have shape {obs_shape}: "
+            "set train.params.network.cnn=auto, or give its layers"
+        )
+
+
+def load_network(params: dict[str, Any], kind: str, obs_shape: Any) -> Any:
+    """rl_games' model builder for `params`, with the registered networks and models known to it. obs_shape: what the network reads.
 
     Raises UserError for an unknown network or model, naming the nearest.
     """
@@ -227,7 +268,7 @@ def load_network(params: dict[str, Any], kind: str) -> Any:
     builder = model_builder.ModelBuilder()
     for name, model in MENDED.items():
         builder.model_factory.register_builder(name, _with_network(model))
-    params = fit_to_actions(params, kind)
+    params = fit_to_spaces(params, kind, obs_shape)
     known_networks = builder.network_builder.network_factory._builders
     known_models = builder.model_factory._builders
     network_name, model_name = params["network"]["name"], params["model"]["name"]

@@ -44,8 +44,12 @@ def train(cfg: dict[str, Any]) -> dict[str, Any]:
     with contextlib.closing(make_env(cfg, params["config"]["num_actors"], params["seed"], params["config"]["device"])) as env:
         kind = check_actions(entry, env)
         check_batch(params, env.num_agents)
-        # A network that cannot be built should be told before there is a run directory; the agent's own is built from the same seed.
-        (entry.policy or Policy)(params, env.get_env_info(), env.num_envs, "cpu")
+        # What cannot be built or loaded is told before there is a run directory; the agent's own network is built from the same seed.
+        policy = (entry.policy or Policy)(params, env.get_env_info(), env.num_envs, "cpu")
+        if cfg["checkpoint"]:
+            state = checkpoint.load(cfg["checkpoint"])
+            checkpoint.check_fits(state, entry.name, cfg["checkpoint"])
+            policy.load(state)
         seed_everything(params["seed"], cfg["torch_deterministic"])
         if cfg["resume"]:
             run_dir = RunDir.open(cfg["resume"])
@@ -111,7 +115,7 @@ def evaluate(cfg: dict[str, Any]) -> dict[str, Any]:
         check_actions(entry, env)
         policy = make_policy(entry, params, env, num_envs, device, state, cfg["sigma"])
         player = player_class(policy, env, games_num=games, deterministic=settings["deterministic"], seed=seed, n_game_life=lives)
-        player.restore_extras(state.get("gamesmith", {}).get("extras", {}))
+        player.restore_extras(checkpoint.player_extras(state))
         played = player.run()
     head = {"task": cfg["task"]["name"], "algo": entry.name, "seed": seed, "checkpoint": str(cfg["checkpoint"])}
     result = {**head, "frames": state.get("frame"), "epochs": state.get("epoch"), **played}
@@ -243,7 +247,7 @@ def evaluation_in_training(cfg: dict[str, Any], params: dict[str, Any], entry: A
         with checkpoint.kept_rng():
             policy = make_policy(entry, params, made["env"], num_envs, config["device"], state)
             player = registry.players.get(entry.player)(policy, made["env"], games_num=games, deterministic=True, seed=seed)
-            player.restore_extras(state.get("gamesmith", {}).get("extras", {}))
+            player.restore_extras(checkpoint.player_extras(state))
             played = player.run()
         return {"eval/return_mean": played["return"]["mean"], "eval/return_iqm": played["return"]["iqm"],
                 "eval/length_mean": played["length"]["mean"]}  # fmt: skip
@@ -342,7 +346,7 @@ def _record(
             cfg["video_episodes"],
             deterministic=cfg["player"]["deterministic"],
             seed=seed,
-            extras=state.get("gamesmith", {}).get("extras", {}),
+            extras=checkpoint.player_extras(state),
         )
 
 

@@ -30,6 +30,7 @@ class Key:
     nullable: bool = False  # a section that may be left empty; for a value, write `| None` in its type
     read: bool = True
     stands_for: str | None = None  # the key of this section that this is another name of
+    words: tuple[str, ...] = ()  # what may stand in place of a section
 
 
 def unread(meaning: str = "read by nothing in rl_games 1.6.5") -> Key:
@@ -213,7 +214,7 @@ _COMMON_NETWORK: Section = {
 ACTOR_CRITIC: Section = {
     **_COMMON_NETWORK,
     "space": Key(SPACE, "action heads; the one that fits the task is kept"),
-    "cnn": Key(CNN, "convolutions before the MLP"),
+    "cnn": Key(CNN, "convolutions before the MLP; auto: the Nature CNN for pictures, else none", words=("auto",)),
     "rnn": Key(RNN, "memory"),
     "lstm": unread("rl_games 1.6.5 reads `rnn`"),
     "rnn1": unread("rl_games 1.6.5 reads `rnn`"),
@@ -260,6 +261,9 @@ NETWORKS: dict[str, Section] = {
 }
 
 
+LEFT_OVER_CNN = Key(Literal["auto"], "of the default config, without meaning for a network of one's own")
+
+
 def network(found: Mapping[str, Any]) -> Section | None:
     """rl_games' three by table; a registered one by its attribute `Config` (a dataclass, beside the keys of actor_critic that its
     `rl_games_keys` names) or `schema` ({key: type}); else free."""
@@ -268,10 +272,11 @@ def network(found: Mapping[str, Any]) -> Section | None:
         builder = registry.networks.get(name)
         if hasattr(builder, "Config"):
             shared = {key: ACTOR_CRITIC[key] for key in getattr(builder, "rl_games_keys", ())}
-            return {"name": _COMMON_NETWORK["name"], **shared, **of_dataclass(builder.Config)}
+            return {"name": _COMMON_NETWORK["name"], "cnn": LEFT_OVER_CNN, **shared, **of_dataclass(builder.Config)}
         if hasattr(builder, "schema"):
             return {
                 "name": _COMMON_NETWORK["name"],
+                "cnn": LEFT_OVER_CNN,
                 **{key: Key(kind, f"a key of {name}") for key, kind in builder.schema.items()},
             }
         return None

@@ -74,7 +74,7 @@ class _Walk:
             return value
         kind = key.type
         if isinstance(kind, dict | list) or inspect.isfunction(kind):
-            if value is None and key.nullable:
+            if (value is None and key.nullable) or (isinstance(value, str) and value in key.words):
                 return value
             if isinstance(kind, dict):
                 return self.mapping(value, kind, path)

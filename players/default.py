@@ -82,9 +82,8 @@ class Player:
         return self.policy.act(obs, rnn_states, masks)
 
     def restore_extras(self, extras: dict[str, Any]) -> None:
-        """Called once, after the weights are loaded, with the checkpoint's registered parts:
-        {"parts": {name: state}, "for_player": [name, ...]}. Default: nothing.
-        Example: self.disc.load_state_dict(extras["parts"]["disc"])"""
+        """Called once, after the weights are loaded, with {name: state} of what the agent registered with `player=True`.
+        Default: nothing. Example: self.disc.load_state_dict(extras["disc"])"""
 
     def on_eval_start(self) -> None:
         """Called once, after the first reset, before the first action. Default: nothing.

@@ -74,8 +74,8 @@ def test_the_filmed_player_gets_its_extras(tmp_path: Path) -> None:
 
     given: list[dict[str, Any]] = []
     policy: Any = Memo(1)
-    path = Extra.record(policy, Bright([2]), tmp_path / "a.mp4", 1, deterministic=True, seed=0, extras={"parts": {}})
-    assert given == [{"parts": {}}]
+    path = Extra.record(policy, Bright([2]), tmp_path / "a.mp4", 1, deterministic=True, seed=0, extras={"disc": {}})
+    assert given == [{"disc": {}}]
     assert path.exists()
 
 
