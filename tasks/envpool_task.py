@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import difflib
-import os
 import warnings
 from typing import Any
 
@@ -211,8 +209,6 @@ def _gymnasium_twin(
     pool.close()
     where = "task.render_id" if render_id else "task.id (rendering takes gymnasium's twin; name another in task.render_id)"
     spec = find_spec(render_id or id, where)
-    if ".mujoco." in str(spec.entry_point):
-        prepare_mujoco_rendering()
     limit = options.pop("max_episode_steps", None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "HalfCheetah-v4 is out of date": the user asked for it
@@ -231,17 +227,3 @@ def _alike(one: spaces.Space, other: spaces.Space) -> bool:
     if isinstance(one, spaces.Discrete) or isinstance(other, spaces.Discrete):
         return one == other
     return type(one) is type(other) and one.shape == other.shape
-
-
-def prepare_mujoco_rendering() -> None:
-    """Chooses an OpenGL library for MuJoCo before it is imported. Raises UserError where the machine has none."""
-    if os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY"):
-        return
-    for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
-        if ctypes.util.find_library(library):
-            os.environ["MUJOCO_GL"] = name
-            return
-    raise UserError(
-        "MuJoCo cannot draw on this machine: neither EGL nor OSMesa is installed. "
-        "Try: apt-get install libegl1 (with a GPU or Mesa) or libosmesa6"
-    )

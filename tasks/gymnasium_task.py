@@ -20,6 +20,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from core.errors import UserError, unknown
 from core.registry import register_task
 from core.vecenv import Obs, VecEnv, tree_map
+from tasks import offscreen
 from tasks.one_env import seed_globals
 from tasks.ray_vecenv import RayVecEnv
 from tasks.row_vecenv import to_numpy
@@ -81,6 +82,7 @@ class GymMaker:
         options = {"disable_env_checker": index > 0, **self.options}
         if render_mode is not None:
             options["render_mode"] = render_mode
+            offscreen.prepare(".mujoco." in str(self.spec.entry_point))
         try:
             env = gymnasium.make(self.spec, max_episode_steps=self.max_episode_steps, **options)
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:

@@ -16,6 +16,7 @@ from gymnasium import spaces
 from core.errors import UserError, unknown
 from core.registry import register_task
 from core.vecenv import VecEnv
+from tasks import offscreen
 
 
 class TorchVecEnv(VecEnv):
@@ -110,6 +111,7 @@ class TorchVecEnv(VecEnv):
 
     def render(self) -> np.ndarray:
         if self._picture is None:
+            offscreen.prepare(needs_mujoco=False)
             self._picture = gymnasium.make(self.gym_id, render_mode=self.render_mode)
             self._picture.reset()
         inner: Any = self._picture.unwrapped
