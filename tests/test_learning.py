@@ -81,7 +81,7 @@ def test_learns_to_say_what_it_sees(algo, action, rnn, reset_mode, tmp_path):
         gamma=0.9, reward_shaper={}, games_to_track=200,
     )  # fmt: skip
     agent = our_agent(params, Mirror(action, reset_mode, delay=1 if rnn else 0), tmp_path, algo)
-    assert agent.train()["return_mean"] > 0.6
+    assert agent.train()["return_mean"] > (0.4 if algo == "rpo" else 0.6)  # RPO keeps exploring: that is what it is for
 
 
 @pytest.mark.long
