@@ -54,21 +54,21 @@ def test_wandb_and_modules_are_normalised(tmp_path: Path) -> None:
 @pytest.fixture
 def tuned(tmp_path: Path) -> str:
     (tmp_path / "tuned").mkdir()
-    (tmp_path / "tuned" / "Pendulum-PPO.yaml").write_text(
+    (tmp_path / "tuned" / "Acrobot-PPO.yaml").write_text(
         "# @package _global_\nmax_frames: 5\ntask: {num_envs: 3}\ntrain: {params: {config: {gamma: 0.5, tau: 0.6}}}"
     )
     return f"--config-dir={tmp_path}"
 
 
 def test_a_tuned_pair_outranks_defaults_and_yields_to_the_command_line(tuned: str) -> None:
-    cfg = effective(tuned, "task=Pendulum", "train.params.config.tau=0.7")
+    cfg = effective(tuned, "task=Acrobot", "train.params.config.tau=0.7")
     config = cfg["train"]["params"]["config"]
     assert (cfg["max_frames"], cfg["task"]["num_envs"], config["gamma"], config["tau"]) == (5, 3, 0.5, 0.7)
-    assert effective(tuned, "task=CartPole")["max_frames"] is None
+    assert effective(tuned, "task=TorchCartPole")["max_frames"] is None
 
 
 def test_a_tuned_pair_is_not_for_another_yaml(tuned: str) -> None:
-    assert effective(tuned, "task=Pendulum", f"--file={STOCK / 'ppo_cartpole.yaml'}")["max_frames"] is None
+    assert effective(tuned, "task=Acrobot", f"--file={STOCK / 'ppo_cartpole.yaml'}")["max_frames"] is None
 
 
 # ---- rl_games YAMLs -----------------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_runs_and_checkpoints_that_are_not_there(run: Path) -> None:
 
 def test_a_tuned_pair_cannot_be_laid_over_a_run(run: Path, tuned: str) -> None:
     with pytest.raises(UserError, match="tuned= has no meaning on top of a run's own config"):
-        effective(tuned, f"resume={run}", "tuned=Pendulum-PPO")
+        effective(tuned, f"resume={run}", "tuned=Acrobot-PPO")
 
 
 def test_a_broken_saved_config(run: Path) -> None:
