@@ -52,18 +52,31 @@ class DictNetwork(torch.nn.Module):
         return None
 
 
+class DictBuilder:
+    def load(self, params):
+        pass
+
+    def build(self, name, **kwargs):
+        return DictNetwork()
+
+
 def test_dict_observations_are_normalized(tmp_path, monkeypatch):
     from rl_games.algos_torch import network_builder
 
-    monkeypatch.setattr(network_builder.A2CBuilder, "build", lambda self, name, **kwargs: DictNetwork())
-    ours, stock = pair(tmp_path, env={"dict_obs": True})
+    from core import registry
+
+    monkeypatch.setitem(registry.networks._entries, "dict_reader", DictBuilder)
+    params = toy_params()
+    params["network"]["name"] = "dict_reader"
+    ours = our_agent(params, ToyVecEnv(dict_obs=True), tmp_path / "ours")
     ours.train()
     stats = ours.model.running_mean_std.running_mean_std
     assert stats["a"].count == stats["b"].count == 1 + 3 * 8 * 16
     seen = ours.rollout.obs["b"]
     assert (ours.model.norm_obs({"a": ours.rollout.obs["a"][0], "b": seen[0]})["b"] - seen[0]).abs().max() > 0.1
+    monkeypatch.setattr(network_builder.A2CBuilder, "build", lambda self, name, **kwargs: DictNetwork())
     with pytest.raises(RuntimeError):  # dies in TorchScript
-        train_stock(stock())
+        train_stock(stock_agent(toy_params(), ToyVecEnv(dict_obs=True), tmp_path))
 
 
 def test_rms_advantage_normalization_trains_and_is_saved(tmp_path):

@@ -250,3 +250,8 @@ def test_a_frozen_policy_is_the_one_that_was_trained(tmp_path):
     assert not any(p.requires_grad for p in frozen.model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(frozen.model.state_dict().values(), state["model"].values(), strict=True))
     assert frozen.act(torch.as_tensor(env.reset()))["actions"].shape == (3, 1)
+    params = toy_params(num_envs=3, minibatch_size=16)
+    agent = our_agent(params, env, tmp_path / "student")
+    teacher = agent.load_frozen(str(tmp_path / "run" / "nn" / "last.pth"))
+    obs = agent.read_obs(env.reset())["obs"]
+    assert torch.equal(teacher.best_actions(teacher.act(obs)), frozen.best_actions(frozen.act(obs)))

@@ -414,10 +414,10 @@ def test_spaces_that_no_policy_can_use() -> None:
 
 
 def test_no_opengl(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks import envpool_task
+    from tasks import offscreen
 
-    monkeypatch.setattr(envpool_task.ctypes.util, "find_library", lambda name: None)
-    for variable in ("MUJOCO_GL", "DISPLAY"):
+    monkeypatch.setattr(offscreen.ctypes.util, "find_library", lambda name: None)
+    for variable in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(variable, raising=False)
     with pytest.raises(UserError, match="libosmesa6"):
         build("envpool", id="HalfCheetah-v4", render_mode="rgb_array")
