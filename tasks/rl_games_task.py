@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 
@@ -90,8 +91,16 @@ class CreatorMaker:
     config: dict[str, Any]
 
     def __call__(self, index: int, render_mode: str | None) -> Any:
-        """Environment `index`. Creators take no render mode; `OneEnv` sets it."""
-        return self.creator(**self.config)
+        """Environment `index`. Creators take no render mode; `OneEnv` sets it.
+
+        Raises UserError where gymnasium knows no such environment (any more), or lacks a package for it.
+        """
+        try:
+            return self.creator(**self.config)
+        except gymnasium.error.Error as error:
+            raise UserError(
+                f"rl_games' environment cannot be made: {error} Name another one in train.params.config.env_config, or give task="
+            ) from error
 
 
 class StockVecEnv(VecEnv):

@@ -121,6 +121,7 @@ def test_the_rnn_test_environment(num_envs: int) -> None:
         multi_obs_space=True,
         use_central_value=True,
         max_steps=3,
+        min_dist=4,  # a goal that three steps cannot reach, wherever it is drawn
     )
     assert env.value_size == 2
     assert isinstance(env.action_space, spaces.Tuple)
@@ -204,3 +205,10 @@ def test_mistakes(registered: None) -> None:
         env.step(np.zeros(2, int))
     with pytest.raises(UserError, match="no get_action_mask"):
         env.get_action_masks()
+
+
+@pytest.mark.filterwarnings("ignore:.*out of date:DeprecationWarning")
+@pytest.mark.parametrize("vecenv", ["sync", "ray"])
+def test_an_environment_that_gymnasium_dropped_is_told(vecenv: str) -> None:
+    with pytest.raises(UserError, match=r"(?s)Pendulum-v1.*give task="):
+        make(num_envs=2, seed=0, device="cpu", env_name="Pendulum-v0", env_config={}, vecenv=vecenv)
