@@ -133,6 +133,8 @@ def _saved(composed: Config, given: _Given, read_checkpoint_config: ReadConfig |
             raise UserError(f"resume and {other} exclude each other: resume=DIR trains on, test=True checkpoint=FILE evaluates")
         return _config_of_run(Path(resume))
     if not checkpoint:
+        if test:
+            raise UserError("test=True needs a checkpoint to evaluate: checkpoint=runs/<run>/nn/best.pth")
         return None
     path = Path(checkpoint)
     if not path.is_file():

@@ -95,8 +95,6 @@ def evaluate(cfg: dict[str, Any]) -> dict[str, Any]:
 
     Returns eval.json's content. Raises UserError where checkpoint and config do not belong together.
     """
-    if not cfg["checkpoint"]:
-        raise UserError("test=True needs a checkpoint: checkpoint=runs/<run>/nn/best.pth")
     params = to_params(cfg)
     entry = registry.algos.get(params["algo"]["name"], "train.params.algo.name")
     settings = cfg["player"]

@@ -193,6 +193,7 @@ def test_mistakes_end_with_status_2_and_no_traceback(argv, told):
         (("player.games_nun=3",), "player.games_num"),
         (("observers=[heigth]",), "unknown observer 'heigth'"),
         (("num_envs=0",), "num_envs"),
+        (("test=True",), "test=True needs a checkpoint"),
         (("train.params.config.horizon_length=abc",), "train.params.config.horizon_length"),
         (("train.params.config.bootstrap_from=terminal",), "terminal_obs"),
     ],
