@@ -133,7 +133,10 @@ def test_memory_is_kept_for_the_last_observation_and_zeroed_after_it(tmp_path):
 @pytest.mark.parametrize("reset_mode", ["same_step", "next_step"])
 def test_time_out_bootstraps_from_the_terminal_observation(tmp_path, reset_mode):
     ours, _ = pair(tmp_path, env={"reset_mode": reset_mode, "end": 0.0}, max_epochs=1, normalize_value=False)
-    value_of = lambda obs: obs.sum(dim=-1, keepdim=True)  # noqa: E731
+
+    def value_of(obs):
+        return obs.sum(dim=-1, keepdim=True)
+
     act = ours.policy.act
 
     def acting(obs, *rest):
