@@ -5,8 +5,10 @@ This file and its neighbours rollout.py, batch.py and saving.py are the only one
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +26,9 @@ from algos.central_value import CentralValue
 from algos.collect import Collector
 from algos.diagnostics import Diagnostics
 from algos.extras import Extras, Group
+from algos.fast import Fast
+from algos.fast_collect import FastCollector
+from algos.flat_adam import FlatAdam
 from algos.heads import ContinuousHead, DiscreteHead, Output
 from algos.hooks import Hooks
 from algos.prepare import Preparer
@@ -38,8 +43,10 @@ from core.policy import Policy, load_network, space_shape
 from core.quiet import quiet
 from core.vecenv import VecEnv
 
+SMALL_POLICY = 1024  # rows of a rollout
 
-class Agent(Hooks, Collector, Preparer, Saving):
+
+class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
     """An actor-critic agent over rl_games' A2CBase whose every step is a hook. Left alone, it is PPO.
 
     Timeline (hooks in CAPITALS; what stands beside them is the driver):
@@ -104,7 +111,10 @@ class Agent(Hooks, Collector, Preparer, Saving):
         self.algo_observer.after_init(self)
         self.rows = self.num_actors * self.num_agents
         self.rollout = self.new_rollout()
-        self.game_rewards = EpisodeStats(self.rows, self.num_agents, self.value_size, self.games_to_track)
+        self.game_rewards = EpisodeStats(self.rows, self.num_agents, self.value_size, self.games_to_track, self.policy.device)
+        self.fast = Fast(self)
+        self.on_gpu = self.policy.device.type == "cuda"
+        self._updating = False  # inside the default update, whose graphs are differentiated once
         self.obs = None
         self.seconds = 0.0  # of training, over all resumed parts
 
@@ -132,7 +142,7 @@ class Agent(Hooks, Collector, Preparer, Saving):
             base.__init__(self, "run", {**params, "config": config})
         self.max_frames = int(given.get("max_frames") or given.get("max_steps") or -1)
         self.max_epochs = int(given.get("max_epochs") or -1)
-        self.mixed_precision = bool(given.get("mixed_precision", False))
+        self.mixed_precision = bool(given.get("mixed_precision", False)) or self.options.precision == "bf16"
         self.normalize_rms_advantage = bool(given.get("normalize_rms_advantage", False))
         self.scaler = torch.amp.GradScaler(self.policy.device.type, enabled=self.mixed_precision and self.options.scale_bf16)
         if self.use_diagnostics:
@@ -248,14 +258,15 @@ class Agent(Hooks, Collector, Preparer, Saving):
         self.before_epoch()
         start = time.perf_counter()
         self._set_mode(train=False)
-        with torch.no_grad():
-            last_values = self.collect(self.rollout)
+        with torch.no_grad(), self.rollout_threads(), self.autocast(self.options.precision == "bf16"):
+            last_values = self.collect(self.rollout) if self.fast.step_reason else self.collect_fast(self.rollout)
         self._set_mode(train=True)
         played = time.perf_counter()
         frames = self._count_frames(self.rollout)
         self.frame += frames
         with torch.no_grad():
             batch, central_batch = self.make_batch(self.rollout, last_values)
+        prepared = time.perf_counter()
         self.algo_observer.after_steps()
         if self.central_value_net is not None and central_batch is not None:
             self.metrics.update(self.central_value_net.learn(central_batch, self.frame))
@@ -269,7 +280,8 @@ class Agent(Hooks, Collector, Preparer, Saving):
             {
                 "time/step": self.step_seconds,
                 "time/play": played - start,
-                "time/update": end - played,
+                "time/prepare": prepared - played,
+                "time/update": end - prepared,
                 "fps": frames / (end - start),
                 "fps_step": frames / max(self.step_seconds, 1e-9),
                 "fps_play": frames / (played - start),
@@ -279,33 +291,57 @@ class Agent(Hooks, Collector, Preparer, Saving):
 
     def _set_mode(self, train: bool) -> None:
         self.model.train(train)
+        if self.normalize_input and self.options.update_normalizer_once:
+            self.model.running_mean_std.eval()  # it learns in make_batch
         self.extras.train(train)
+
+    @contextlib.contextmanager
+    def rollout_threads(self) -> Iterator[None]:
+        """torch's threads during the rollout. By themselves: one where the policy is small, because a second one would bring it
+        nothing and take a core from the environments."""
+        all_threads, wanted = torch.get_num_threads(), self.options.rollout_threads
+        if not wanted and not self.options.compat == "rl_games":
+            is_picture = isinstance(self.policy.obs_shape, tuple) and len(self.policy.obs_shape) > 1
+            small = self.rows <= SMALL_POLICY and not self.vec_env.is_torch and not is_picture
+            wanted = 1 if small else all_threads
+        torch.set_num_threads(wanted or all_threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(all_threads)
+
+    def autocast(self, enabled: bool) -> torch.autocast:
+        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=enabled)
 
     # ---- the default update ------------------------------------------------------------------------------------------------
 
     def ppo_update(self, batch: Batch) -> dict[str, float]:
         """`mini_epochs` passes over the batch in `num_minibatches` minibatches, with rl_games' learning-rate schedules."""
         parts: dict[str, list[Tensor]] = {}
-        for mini_epoch in range(self.mini_epochs_num):
-            kls = []
-            for mb in batch.minibatches(self.num_minibatches, self.options.shuffle):
-                self._normalizer_mode(mini_epoch, mb)
-                losses_of_mb, kl = self.minibatch_step(batch, mb)
-                kls.append(kl)
-                for name, value in losses_of_mb.items():
-                    parts.setdefault(f"losses/{name}", []).append(value)
-                if self.head.schedule_each_minibatch:
-                    self._schedule(kl)
-            mean_kl = torch.stack(kls).mean()
-            if not self.head.schedule_each_minibatch:
-                self._schedule(mean_kl)
-            parts.setdefault("info/kl", []).append(mean_kl)
-            self.diagnostics.mini_epoch(self, mini_epoch)
-        return {name: torch.stack(values).mean().item() for name, values in parts.items()}
+        self._updating = self.fast.reason is None
+        try:
+            for mini_epoch in range(self.mini_epochs_num):
+                kls = []
+                for mb in batch.minibatches(self.num_minibatches, self.options.shuffle):
+                    losses_of_mb, kl = self.minibatch_step(batch, mb)
+                    kls.append(kl)
+                    for name, value in losses_of_mb.items():
+                        parts.setdefault(f"losses/{name}", []).append(value)
+                    if self.head.schedule_each_minibatch:
+                        self._schedule(kl)
+                mean_kl = torch.stack(kls).mean()
+                if not self.head.schedule_each_minibatch:
+                    self._schedule(mean_kl)
+                parts.setdefault("info/kl", []).append(mean_kl)
+                self.diagnostics.mini_epoch(self, mini_epoch)
+        finally:
+            self._updating = False
+        means = torch.stack([torch.stack(values).mean() for values in parts.values()]).tolist()  # one wait for the device
+        return dict(zip(parts, means, strict=True))
 
     def minibatch_step(self, batch: Batch, mb: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """One optimizer step. Returns the detached mean of each loss and the mean KL."""
-        with torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.mixed_precision):
+        with self.autocast(self.mixed_precision):
             out = self.evaluate_actions(mb)
             loss, parts = self.total_loss(mb, out)
         self.optimizer_step(loss)
@@ -320,6 +356,17 @@ class Agent(Hooks, Collector, Preparer, Saving):
 
     def total_loss(self, mb: Batch, out: Output) -> tuple[Tensor, dict[str, Tensor]]:
         """Reduces and weighs the losses of the hooks. Returns the scalar to minimise and each mean, by rl_games' names."""
+        loss, parts = self.fast.total_loss(mb, out) if self._updating and self.fast.losses else self.policy_and_value_loss(mb, out)
+        for name, value in self.extra_losses(mb, out).items():
+            parts[name] = self.mean(value, mb.mask) if value.dim() else value
+            loss = loss + parts[name] * getattr(self.options, f"{name}_coef", 1.0)
+        for name, value in (self.model.get_aux_loss() or {}).items():
+            parts[name] = value
+            loss = loss + value
+        return loss, parts
+
+    def policy_and_value_loss(self, mb: Batch, out: Output) -> tuple[Tensor, dict[str, Tensor]]:
+        """The losses of the hooks `policy_loss`, `value_loss` and `entropy_weight`, and the head's own."""
         parts = {"a_loss": self.mean(self.policy_loss(mb, out), mb.mask)}
         loss = parts["a_loss"]
         if self.has_value_loss:
@@ -332,12 +379,6 @@ class Agent(Hooks, Collector, Preparer, Saving):
         for name, (value, coef) in self.head.losses(out).items():
             parts[name] = self.mean(value, mb.mask)
             loss = loss + parts[name] * coef
-        for name, value in self.extra_losses(mb, out).items():
-            parts[name] = self.mean(value, mb.mask) if value.dim() else value
-            loss = loss + parts[name] * getattr(self.options, f"{name}_coef", 1.0)
-        for name, value in (self.model.get_aux_loss() or {}).items():
-            parts[name] = value
-            loss = loss + value
         return loss, parts
 
     def mean(self, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -369,23 +410,14 @@ class Agent(Hooks, Collector, Preparer, Saving):
         clip = stepped.grad_norm
         if group == "policy" and self.truncate_grads:
             clip = self.grad_norm
+        flat = stepped.optimizer if self.options.fused and not self.scaler.is_enabled() else None
+        if isinstance(flat, FlatAdam) and flat.step_clipped(clip):
+            return
         if clip is not None:
             self.scaler.unscale_(stepped.optimizer)
             clip_grad_norm_(stepped.parameters, clip)
         self.scaler.step(stepped.optimizer)
         self.scaler.update()
-
-    def _normalizer_mode(self, mini_epoch: int, mb: Batch) -> None:
-        """Which rows the observation normalizer learns from in the coming forward pass."""
-        if not self.normalize_input:
-            return
-        stats = self.model.running_mean_std
-        learn = mini_epoch == 0 or not self.options.update_normalizer_once
-        stats.train(learn)
-        if learn and mb.mask is not None:
-            kept = Batch({"actions": mb.actions, "obs": self.policy.preprocess(mb.obs)}).take(mb.mask.bool())
-            stats(kept.obs)
-            stats.eval()
 
     def _schedule(self, kl: Tensor) -> None:
         frames = self.frame if self.options.schedule_with_frames else 0

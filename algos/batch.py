@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,14 @@ from torch import Tensor
 from core.vecenv import tree_map
 
 SEQUENCE_FIELDS = ("rnn_states",)  # list of (layers, sequences, units): one entry per sequence, not per row
+LARGE = 2**25  # bytes of a field (pictures) of which no second copy is made
+
+
+class Cut(NamedTuple):
+    """A field that has not been read yet: how to get it out of the batch that it belongs to."""
+
+    source: Batch
+    function: Callable[[Any], Any]
 
 
 class Batch:
@@ -23,64 +31,83 @@ class Batch:
     Beside them, by their own names, the fields of `Agent.rollout_fields`. Rows are ordered row-major by environment:
     L = N * T, index = n * T + t, unless reset rows were dropped or `transform_batch` changed it.
 
-    A minibatch is a Batch too, with `index`: which rows of the batch it holds.
+    Where `normalize_input`: normalized_obs (L, ...), what the network sees, unless it is too large to keep (pictures).
+    A minibatch is a Batch too, with `index`: which rows of the batch it holds. Its fields are cut out when they are first read.
     """
 
     def __init__(self, fields: dict[str, Any], seq_length: int = 1, index: Any = None) -> None:
-        self.fields = fields
+        self._fields = fields
         self.seq_length = seq_length
         self.index = index
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All fields by name."""
+        for name in self._fields:
+            self._read(name)
+        return self._fields
+
+    def _read(self, name: str) -> Any:
+        value = self._fields[name]
+        if isinstance(value, Cut):
+            value = self._fields[name] = value.function(value.source._read(name))
+        return value
+
     def __getattr__(self, name: str) -> Any:
         try:
-            return self.__dict__["fields"][name]
+            return self._read(name)
         except KeyError:
-            raise AttributeError(f"batch has no field '{name}'; it has {', '.join(self.__dict__.get('fields', {}))}") from None
+            raise AttributeError(f"batch has no field '{name}'; it has {', '.join(self.__dict__.get('_fields', {}))}") from None
 
     def __len__(self) -> int:
-        return self.fields["actions"].shape[0]
+        return self._read("actions").shape[0]
 
     def __contains__(self, name: str) -> bool:
-        return self.fields.get(name) is not None
+        return self._fields.get(name) is not None
 
     def replace(self, **fields: Any) -> Batch:
         """A copy with some fields replaced or added; what `transform_batch` returns."""
-        return Batch({**self.fields, **fields}, self.seq_length, self.index)
+        return Batch({**self._fields, **fields}, self.seq_length, self.index)
 
     def take(self, index: Any) -> Batch:
         """Rows by index, mask or slice. With memory, `index` counts sequences instead of rows."""
-        recurrent = self.fields.get("rnn_states") is not None
-        fields: dict[str, Any] = {}
-        for name, value in self.fields.items():
-            if value is None:
-                fields[name] = None
-            elif name in SEQUENCE_FIELDS:
-                fields[name] = [state[:, index, :].contiguous() for state in value]
-            elif recurrent:
-                fields[name] = tree_map(self._sequences(index), value)
-            else:
-                fields[name] = tree_map(lambda x: x[index], value)
+        recurrent = self._fields.get("rnn_states") is not None
+        select = self._sequences(index) if recurrent else _rows_of(index)
+        rows = Cut(self, lambda value: tree_map(select, value))
+        states = Cut(self, lambda value: [state[:, index, :].contiguous() for state in value])
+        fields = {
+            name: None if value is None else states if name in SEQUENCE_FIELDS else rows for name, value in self._fields.items()
+        }
         return Batch(fields, self.seq_length, self._rows(index) if recurrent else index)
 
     def write(self, minibatch: Batch, **fields: Tensor) -> None:
         """Writes new values of fields into the rows that a minibatch came from."""
         for name, value in fields.items():
-            self.fields[name][minibatch.index] = value
+            self._read(name)[minibatch.index] = value
 
     def minibatches(self, count: int, shuffle: bool) -> Iterator[Batch]:
         """Yields `count` minibatches that together hold every row (or sequence) once, in random order if `shuffle`.
 
         Sizes differ by at most one where the rows do not divide evenly (dropped reset rows, a changed batch).
         """
-        total = len(self) // self.seq_length if self.fields.get("rnn_states") is not None else len(self)
+        total = len(self) // self.seq_length if self._fields.get("rnn_states") is not None else len(self)
         if not shuffle:
             edges = [total * i // count for i in range(count + 1)]
             for start, end in itertools.pairwise(edges):
                 yield self.take(slice(start, end))
             return
-        order = torch.randperm(total, device=self.fields["actions"].device)
+        order = torch.randperm(total, device=self.actions.device)
+        shuffled = self.take(order)  # each field is put in order once, and its minibatches are slices; but large ones are cut out
+        start = 0
         for index in torch.tensor_split(order, count):
-            yield self.take(index)
+            part, direct = shuffled.take(slice(start, start + len(index))), self.take(index)
+            start += len(index)
+            fields = {name: direct._fields[name] if self._is_large(name) else value for name, value in part._fields.items()}
+            yield Batch(fields, self.seq_length, direct.index)
+
+    def _is_large(self, name: str) -> bool:
+        value = self._fields[name]
+        return isinstance(value, Tensor) and value.nbytes > LARGE
 
     def _sequences(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -93,6 +120,12 @@ class Batch:
             return slice(index.start * self.seq_length, index.stop * self.seq_length)
         steps = torch.arange(self.seq_length, device=index.device)
         return (index.unsqueeze(1) * self.seq_length + steps).flatten()
+
+
+def _rows_of(index: Any) -> Callable[[Tensor], Tensor]:
+    if isinstance(index, Tensor) and index.dtype == torch.int64:
+        return lambda x: x.index_select(0, index)
+    return lambda x: x[index]
 
 
 def flat(field: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ class Collector(Base):
             self.obs = obs
         last_values = self.values_of(self.obs)
         if self.options.check_finite:
-            self._check_rollout(rollout)
+            self.check_rollout(rollout)
         return last_values
 
     def _act(self, rollout: Rollout) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class Collector(Base):
             return self.act(self.obs["obs"])
         except (RuntimeError, ValueError):
             if self.options.check_finite:
-                self._check_rollout(rollout)  # a NaN observation ends in the distribution's own error; name it instead
+                self.check_rollout(rollout)  # a NaN observation ends in the distribution's own error; name it instead
             raise
 
     def values_of(self, obs: dict[str, Any]) -> Tensor:
@@ -189,10 +189,7 @@ class Collector(Base):
         if wanted and transition.time_outs.any():
             terminal = transition.infos.get("terminal_obs")
             if terminal is None:
-                raise UserError(
-                    f"{type(self.vec_env).__name__} reports time-outs but no infos['terminal_obs'] to bootstrap from: "
-                    "have it give them, or set train.params.config.bootstrap_from=current_obs"
-                )
+                raise missing_terminal_obs(self.vec_env)
             values = self.values_of(self.read_obs(terminal))
         rollout.write(transition.n, "state_values", values)
 
@@ -230,12 +227,12 @@ class Collector(Base):
 
     # ---- checks -------------------------------------------------------------------------------------------------------------
 
-    def _check_rollout(self, rollout: Rollout) -> None:
+    def check_rollout(self, rollout: Rollout) -> None:
         """Raises UserError naming the first tensor of the rollout that holds a NaN or infinity, its environment and step."""
         for name in ("obs", "states", "raw_rewards", "rewards", "values", "actions"):
             leaves = rollout.fields.get(name)
             for key, tensor in leaves.items() if isinstance(leaves, dict) else [("", leaves)]:
-                if tensor is None or not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+                if tensor is None or not tensor.is_floating_point() or _is_finite(tensor):
                     continue
                 step, row = (~torch.isfinite(tensor)).nonzero()[0][:2].tolist()
                 raise UserError(
@@ -249,6 +246,18 @@ class Collector(Base):
                 f"a policy with memory trains on sequences: horizon_length ({self.horizon_length}) and minibatch_size "
                 f"({self.minibatch_size}) must be divisible by seq_length ({self.seq_length}) at train.params.config"
             )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """A sum is one quick pass, and is finite only if everything is; the exact look follows where it is not."""
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def missing_terminal_obs(env: Any) -> UserError:
+    return UserError(
+        f"{type(env).__name__} reports time-outs but no infos['terminal_obs'] to bootstrap from: "
+        "have it give them, or set train.params.config.bootstrap_from=current_obs"
+    )
 
 
 def _count(actions_num: Any) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn, optim
 
 from algos import losses
 from algos.batch import Batch
+from algos.flat_adam import FlatAdam
 from algos.heads import Output, read_output
 from algos.rollout import Rollout, Transition
 
@@ -37,10 +38,12 @@ class Hooks(Base):
     def build_optimizers(self) -> dict[str, optim.Optimizer]:
         """Called once, after `build_model`. Returns optimizers by name; 'policy' steps the model.
 
-        Default: {'policy': Adam(model, learning_rate, weight_decay)}, as rl_games.
+        Default: {'policy': Adam(model, learning_rate, weight_decay)}, as rl_games; on the fast path over one flat tensor.
         """
-        lr = float(self.config["learning_rate"])
-        return {"policy": optim.Adam(self.model.parameters(), lr, eps=1e-08, weight_decay=self.weight_decay, fused=True)}
+        lr, decay = float(self.config["learning_rate"]), self.weight_decay
+        if self.options.fused:
+            return {"policy": FlatAdam(self.model.parameters(), lr, weight_decay=decay)}
+        return {"policy": optim.Adam(self.model.parameters(), lr, weight_decay=decay, fused=True)}
 
     def setup(self) -> None:
         """Called once, when model, optimizers, environment info and options are there. Register what you add:
@@ -137,7 +140,7 @@ class Hooks(Base):
 
         Default: the model's forward pass on mb.obs and mb.actions. Example (RPO): recompute out.neglogp under perturbed means.
         """
-        return read_output(self.model(self.model_inputs(mb)))
+        return self.fast.evaluate(mb) if self._updating else read_output(self.model(self.model_inputs(mb)))
 
     def policy_loss(self, mb: Batch, out: Output) -> Tensor:
         """Called for each minibatch. Returns the loss per sample (B,); mask, mean and logging follow in the driver.

@@ -77,13 +77,13 @@ def gae(rewards: Tensor, values: Tensor, last_values: Tensor, dones_after: Tenso
     rewards, values (T, N, V); last_values (N, V), the value of the observation after the last step; dones_after (T, N),
     1 where the episode ended with that step. A time-out's bootstrap is already in the rewards. Returns advantages (T, N, V).
     """
-    advantages = torch.zeros_like(rewards)
-    carry: Tensor | float = 0
-    for t in reversed(range(rewards.shape[0])):
-        next_values = last_values if t == rewards.shape[0] - 1 else values[t + 1]
-        alive = (1.0 - dones_after[t]).unsqueeze(1)
-        delta = rewards[t] + gamma * next_values * alive - values[t]
-        advantages[t] = carry = delta + gamma * tau * alive * carry
+    alive = (1.0 - dones_after).unsqueeze(2)
+    next_values = torch.cat([values[1:], last_values.unsqueeze(0)])
+    advantages = rewards + gamma * next_values * alive - values  # the temporal differences, summed up in place from the end
+    decay = gamma * tau * alive
+    steps, decays = advantages.unbind(0), decay.unbind(0)
+    for t in range(len(steps) - 2, -1, -1):
+        steps[t].add_(decays[t] * steps[t + 1])
     return advantages
 
 

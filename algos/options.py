@@ -26,7 +26,8 @@ class AgentOptions:
     """A masked loss is divided by the number of kept rows; rl_games divides by all rows."""
 
     update_normalizer_once: bool = True
-    """The observation normalizer sees each epoch's rows once; rl_games counts them again in every mini-epoch."""
+    """The observation normalizer learns from an epoch's rows once, before the update, which then sees one normalization; rl_games
+    counts each minibatch as it comes, again in every mini-epoch."""
 
     schedule_with_frames: bool = True
     """A linear schedule over `max_frames` anneals; rl_games passes it frames = 0, so it never does."""
@@ -42,6 +43,16 @@ class AgentOptions:
 
     check_finite: bool = True
     """A NaN or infinity in observations, rewards or losses stops the run and names the tensor."""
+
+    fused: bool = True
+    """The fast path (docs/speed.md): noise drawn once per rollout, what needs no stepping done once per epoch, gradients of plain MLPs
+    and default losses written out. false: the plain path, step by step; both agree to float tolerance."""
+
+    rollout_threads: int = 0
+    """torch's threads during the rollout; 0: one where the policy is small and the environments need the cores, else all."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: networks compute in bfloat16 (autocast) in rollout and update; weights, losses and returns stay float32."""
 
     eval_every: int = 0
     """Epochs between evaluations during training on environments of their own; 0: none."""
@@ -61,5 +72,8 @@ class AgentOptions:
             self.peek_values = False
             self.scale_bf16 = True
             self.check_finite = False
+            self.fused = False
         if self.eval_every < 0 or self.eval_games < 1:
             raise ValueError("eval_every must be >= 0 and eval_games >= 1")
+        if self.rollout_threads < 0:
+            raise ValueError("rollout_threads must be >= 0")

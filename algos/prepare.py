@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from algos.batch import Batch, flat
+from algos.batch import LARGE, Batch, flat
 from algos.rollout import Rollout, flat_memory
+from core.normalizers import learn
+from core.vecenv import tree_map
 
 if TYPE_CHECKING:
     from rl_games.common.a2c_common import A2CBase as Base  # untyped: every attribute of the agent is allowed
@@ -53,8 +56,23 @@ class Preparer(Base):
         for key in self.head.rollout_keys:
             fields[f"old_{key}"] = fields.pop(key)
         fields.update(old_values=values, returns=returns, advantages=raw_advantages, mask=mask, rnn_states=rollout.flat_memory())
+        self._learn_observations(fields, mask)
         central = self._central_batch(rollout, fields) if self.central_value_net is not None else None
         return self._whole_or_kept(Batch(fields, self.seq_length if self.is_rnn else 1)), central
+
+    def _learn_observations(self, fields: dict[str, Any], mask: Tensor | None) -> None:
+        """Once per epoch: the normalizer learns from the batch's kept rows; then all rows are normalized for the fast path."""
+        if not (self.normalize_input and self.options.update_normalizer_once):
+            return
+        obs = fields["obs"]
+        large = isinstance(obs, Tensor) and 4 * obs.numel() > LARGE  # pictures: by the minibatch, and normalized when they are used
+        rows = torch.arange(len(fields["actions"]), device=fields["actions"].device)
+        for piece in (rows if mask is None else rows[mask.bool()]).split(self.minibatch_size if large else len(rows)):
+            learn(self.model.running_mean_std, self.policy.preprocess(tree_map(lambda x: x[piece], obs)))  # noqa: B023
+        if self.fast.reason is None:
+            self.fast.refresh()
+            if not large:
+                fields["normalized_obs"] = self.fast.normalize(obs)
 
     def _normalize_values(self, values: Tensor, returns: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The running statistics see the values, then the returns (kept rows only); each is normalized right after."""

@@ -112,37 +112,42 @@ class EpisodeStats:
     Agents of one environment share its episodes: statistics count the first agent's row, as rl_games does.
     """
 
-    def __init__(self, rows: int, num_agents: int, value_size: int, games_to_track: int) -> None:
+    def __init__(self, rows: int, num_agents: int, value_size: int, games_to_track: int, device: torch.device | str = "cpu") -> None:
         self.num_agents = num_agents
+        self.value_size = value_size
         self.returns: collections.deque[np.ndarray] = collections.deque(maxlen=games_to_track)  # each (V,)
         self.shaped: collections.deque[np.ndarray] = collections.deque(maxlen=games_to_track)
         self.lengths: collections.deque[float] = collections.deque(maxlen=games_to_track)
         self.finished = 0
-        self.running = np.zeros((rows, value_size))
-        self.running_shaped = np.zeros((rows, value_size))
-        self.running_length = np.zeros(rows)
+        self.running = torch.zeros((rows, 2 * value_size + 1), dtype=torch.float64, device=device)  # returns, shaped returns, length
 
     def add_rollout(self, rollout: Rollout, shaped: Tensor, counts: Tensor | None = None) -> None:
         """Counts a whole rollout at once. shaped: (T, N, V) rewards after shaping, bootstrap included as rl_games logs them.
         counts: (T, N) whose finished episodes count; None: all."""
-        raw = rollout.raw_rewards.cpu().numpy()
-        shaped_rewards = shaped.cpu().numpy()
-        dones = rollout.dones_after.cpu().numpy().astype(bool)
-        valid = rollout.valid.cpu().numpy().astype(bool)
-        counted = np.ones_like(dones) if counts is None else counts.cpu().numpy()
-        for t in range(raw.shape[0]):
-            self.running += raw[t]
-            self.running_shaped += shaped_rewards[t]
-            self.running_length += valid[t]
-            ended = np.flatnonzero(dones[t])
-            for row in ended[(ended % self.num_agents == 0) & counted[t, ended]]:
-                self.returns.append(self.running[row].copy())
-                self.shaped.append(self.running_shaped[row].copy())
-                self.lengths.append(float(self.running_length[row]))
-                self.finished += 1
-            self.running[ended] = 0.0
-            self.running_shaped[ended] = 0.0
-            self.running_length[ended] = 0.0
+        # an episode's total is the difference of two running sums: where it ended, and where the one before it in its row did
+        sums = torch.cat([rollout.raw_rewards, shaped, rollout.valid.unsqueeze(2)], dim=2).double()
+        sums[0] += self.running
+        sums = sums.cumsum(dim=0)
+        rows, steps = (rollout.dones_after > 0).t().nonzero(as_tuple=True)  # row by row, each in the order of time
+        self.running = sums[-1]
+        if not len(rows):
+            return
+        ends = sums[steps, rows]
+        same_row = (rows[1:] == rows[:-1]).unsqueeze(1)
+        totals = ends.clone()
+        totals[1:] -= ends[:-1] * same_row
+        last = torch.ones_like(rows, dtype=torch.bool)
+        last[:-1] = ~same_row.squeeze(1)
+        self.running[rows[last]] -= ends[last]
+        counted = rows % self.num_agents == 0
+        if counts is not None:
+            counted &= counts[steps, rows]
+        order = (steps * sums.shape[1] + rows)[counted].argsort()
+        self.finished += len(order)
+        found = totals[counted][order[-(self.returns.maxlen or 0) :]].cpu().numpy()
+        self.returns.extend(found[:, : self.value_size])
+        self.shaped.extend(found[:, self.value_size : -1])
+        self.lengths.extend(found[:, -1].tolist())
 
     # what rl_games' own observers and self-play call on `game_rewards`
 
@@ -164,9 +169,7 @@ class EpisodeStats:
 
     def restart(self) -> None:
         """The environments were reset: what was running never finished."""
-        self.running[:] = 0.0
-        self.running_shaped[:] = 0.0
-        self.running_length[:] = 0.0
+        self.running.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -174,9 +177,9 @@ class EpisodeStats:
             "shaped": torch.as_tensor(np.array(self.shaped)),
             "lengths": list(self.lengths),
             "finished": self.finished,
-            "running": torch.from_numpy(self.running.copy()),
-            "running_shaped": torch.from_numpy(self.running_shaped.copy()),
-            "running_length": torch.from_numpy(self.running_length.copy()),
+            "running": self.running[:, : self.value_size].cpu(),
+            "running_shaped": self.running[:, self.value_size : -1].cpu(),
+            "running_length": self.running[:, -1].cpu(),
         }
 
     def load_state_dict(self, state: dict[str, Any], running: bool) -> None:
@@ -186,6 +189,5 @@ class EpisodeStats:
         self.lengths.extend(state["lengths"])
         self.finished = state["finished"]
         if running:
-            self.running = state["running"].numpy().copy()
-            self.running_shaped = state["running_shaped"].numpy().copy()
-            self.running_length = state["running_length"].numpy().copy()
+            parts = (state["running"], state["running_shaped"], state["running_length"].unsqueeze(1))
+            self.running = torch.cat(parts, dim=1).to(self.running)

@@ -1,6 +1,8 @@
-"""The normalizer that rl_games 1.6.5 lacks: for Dict observations (its own dies in TorchScript)."""
+"""Normalizers: those that rl_games 1.6.5 lacks, and its `RunningMeanStd` fed and read in one go instead of at every step."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from rl_games.algos_torch.running_mean_std import RunningMeanStd
@@ -48,3 +50,37 @@ class MovingMeanStd(nn.Module):
         mean, square = self.mean / seen, self.square / seen
         std = torch.sqrt((square - mean * mean).clamp_min(1e-10))
         return ((x - mean.float()) / std.float()).clamp(-5.0, 5.0)
+
+
+def learn(stats: nn.Module, rows: torch.Tensor | dict[str, torch.Tensor]) -> None:
+    """Lets a RunningMeanStd (or the one for Dict observations) see rows (L, ...), as its own forward pass in training does."""
+    if isinstance(rows, dict):
+        for key, value in rows.items():
+            learn(stats.running_mean_std[key], value)  # type: ignore[index,union-attr]
+        return
+    stats: Any = stats
+    batch_mean, batch_var = rows.mean(0), rows.var(0, unbiased=False)
+    count = rows.shape[0]
+    total = stats.count + count
+    delta = batch_mean - stats.running_mean
+    squares = stats.running_var * stats.count + batch_var * count + delta**2 * stats.count * count / total
+    stats.running_mean.copy_(stats.running_mean + delta * count / total)
+    stats.running_var.copy_(squares / total)
+    stats.count.copy_(total)
+
+
+class Frozen:
+    """A RunningMeanStd as it stands at the last `refresh`: the same numbers as its forward pass in eval mode, in three calls."""
+
+    def __init__(self, stats: Any) -> None:
+        self.stats = stats
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads the statistics anew; call it when they may have changed."""
+        self.mean = self.stats.running_mean.float()
+        self.std = torch.sqrt(self.stats.running_var.float() + self.stats.epsilon)
+
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """(L, ...) -> (x - mean) / std, clipped to [-5, 5]; into `out` where given."""
+        return torch.sub(x, self.mean, out=out).div_(self.std).clamp_(-5.0, 5.0)

@@ -54,6 +54,10 @@ class Observer(AlgoObserver):
         super().__init__()
         self.run = run
 
+    def reads(self, infos: Any) -> bool:
+        """Whether `process_infos` would find anything in a step's infos; it is not called where no observer would."""
+        return _listens(self)
+
     def after_clear_stats(self) -> None:
         """When the agent clears its episode statistics. rl_games calls it, though its base class lacks it."""
 
@@ -86,6 +90,9 @@ class Observers(Observer):
 
     def after_init(self, algo: Any) -> None:
         self._tell("after_init", algo)
+
+    def reads(self, infos: Any) -> bool:
+        return any(o.reads(infos) if isinstance(o, Observer) else _listens(o) for o in self.observers)
 
     def process_infos(self, infos: Any, done_indices: Any) -> None:
         self._tell("process_infos", infos, done_indices)
@@ -126,6 +133,10 @@ class Observers(Observer):
             getattr(observer, method, _nothing)(*arguments)
 
 
+def _listens(observer: AlgoObserver) -> bool:
+    return type(observer).process_infos is not AlgoObserver.process_infos
+
+
 def make_observers(wanted: Mapping[str, Mapping[str, Any] | None], run: Run) -> Observers:
     """The observers named in `wanted` ({name: its options}), in that order.
 
@@ -156,6 +167,9 @@ class Scores(Observer):
         self.num_agents: int = algo.num_agents
         self.scores: deque[float] = deque(maxlen=algo.games_to_track)
 
+    def reads(self, infos: Any) -> bool:
+        return bool(infos) and (not isinstance(infos, dict) or "scores" in infos or "battle_won" in infos)
+
     def process_infos(self, infos: Any, done_indices: torch.Tensor) -> None:
         """infos: dict of arrays (E,), or a list of one dict per environment; done_indices: rows (environment-major)."""
         rows = done_indices.reshape(-1).tolist()
@@ -173,6 +187,10 @@ class Scores(Observer):
         return {"scores/mean": float(np.mean(self.scores))} if self.scores else {}
 
 
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) or (isinstance(value, torch.Tensor) and value.ndim == 0)
+
+
 @register_observer("episode")
 class Episode(Observer):
     """`episode/<key>`: mean over the epoch of what the environment puts into infos['episode'], and the last value of every
@@ -181,6 +199,9 @@ class Episode(Observer):
     def after_init(self, algo: Any) -> None:
         self.values: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.direct: dict[str, Any] = {}
+
+    def reads(self, infos: Any) -> bool:
+        return isinstance(infos, dict) and ("episode" in infos or any(_is_scalar(value) for value in infos.values()))
 
     def process_infos(self, infos: Any, done_indices: torch.Tensor) -> None:
         if not isinstance(infos, dict):
@@ -193,7 +214,7 @@ class Episode(Observer):
             if value.numel() > 0:
                 self.values[key].append(value.float().mean())  # stays on its device: no synchronisation in the rollout
         for key, value in infos.items():
-            if isinstance(value, int | float | np.number) or (isinstance(value, torch.Tensor) and value.ndim == 0):
+            if _is_scalar(value):
                 self.direct[key] = value
 
     def metrics(self) -> dict[str, float]:

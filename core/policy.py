@@ -52,6 +52,7 @@ class Policy:
         if isinstance(self.action_space, spaces.Box):
             self.actions_low = torch.as_tensor(self.action_space.low.copy(), dtype=torch.float32, device=self.device)
             self.actions_high = torch.as_tensor(self.action_space.high.copy(), dtype=torch.float32, device=self.device)
+            self._middle, self._half = (self.actions_high + self.actions_low) / 2.0, (self.actions_high - self.actions_low) / 2.0
         with quiet():
             self.model = self.build_model(load_network(params, self.action_kind, self.obs_shape)).to(self.device)
         self.is_rnn: bool = self.model.is_rnn()
@@ -131,7 +132,8 @@ class Policy:
         Returns rl_games' dict: actions (N, A) in [-1, 1] or (N,) or (N, k); neglogpacs (N,); values (N, V) in reward units;
         mus, sigmas (N, A) or logits; rnn_states.
         """
-        self.model.eval()
+        if self.model.training:
+            self.model.eval()
         inputs = {"is_train": False, "prev_actions": None, "obs": self.preprocess(obs), "rnn_states": rnn_states}
         if action_masks is not None:
             inputs["action_masks"] = action_masks
@@ -155,8 +157,7 @@ class Policy:
         `clip_actions` is false."""
         if self.action_kind != "continuous" or not self.clip_actions:
             return actions
-        middle, half = (self.actions_high + self.actions_low) / 2.0, (self.actions_high - self.actions_low) / 2.0
-        return torch.clamp(actions, -1.0, 1.0) * half + middle
+        return torch.clamp(actions, -1.0, 1.0).mul_(self._half).add_(self._middle)
 
     def initial_rnn_states(self) -> list[torch.Tensor] | None:
         """Zeros, each (layers, N, units), or None for a policy without memory."""

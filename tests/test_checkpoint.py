@@ -24,7 +24,7 @@ from tests.agents import our_agent, stock_agent, train_stock
 from tests.command import SMALL, command
 from tests.toys import ToyVecEnv, toy_params
 
-TIMES = {"seconds", "fps", "fps_step", "fps_play", "time/step", "time/play", "time/update"}
+TIMES = {"seconds", "fps", "fps_step", "fps_play", "time/step", "time/play", "time/prepare", "time/update"}
 
 
 # ---- going on ---------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,136 @@
+"""The fast path: which parts of an agent run on it, and its forward passes.
+
+It serves rl_games' two standard models (continuous actions with a log standard deviation, discrete actions) over any network. What does
+not fit takes the plain path, hook by hook: an overridden per-step hook plays the plain step and still learns fast, an overridden loss
+is differentiated by autograd and still steps fast. `fused: false` takes the plain path everywhere; both agree to float tolerance.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rl_games.algos_torch.models import ModelA2C, ModelA2CContinuousLogStd
+from torch import Tensor
+
+from algos import fused_losses
+from algos.batch import Batch
+from algos.collect import Collector
+from algos.heads import Output
+from algos.hooks import Hooks
+from core.fused import FusedNet
+from core.normalizers import Frozen
+from core.policy import Policy
+
+if TYPE_CHECKING:
+    from algos.agent import Agent
+
+STEP_HOOKS = ("act", "on_step", "on_episode_end", "episode_mask")
+LOSS_HOOKS = ("policy_loss", "value_loss", "entropy_weight")
+
+
+def overrides(agent: Any, name: str, base: type) -> bool:
+    """Whether the agent's class has its own version of a method of `base`."""
+    return getattr(type(agent), name) is not getattr(base, name)
+
+
+class Fast:
+    """What of the fast path an agent can take. Built once, when the agent's model is there."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.model = agent.model
+        self.net: Any = getattr(agent.model, "a2c_network", None)
+        self.continuous = type(agent.model) is ModelA2CContinuousLogStd.Network
+        standard = self.continuous or type(agent.model) is ModelA2C.Network
+        compiled = bool(agent.config.get("torch_compile", False))
+        self.reason = self._why_not(standard, compiled)
+        self.stats = Frozen(self.model.running_mean_std) if agent.normalize_input and self.reason is None else None
+        self.fused = None if self.reason or agent.mixed_precision else FusedNet.of(agent.model)
+        self.losses = self.reason is None and self._default_losses()
+        self.step_reason = self.reason or self._why_plain_steps()
+
+    def _why_not(self, standard: bool, compiled: bool) -> str | None:
+        agent = self.agent
+        if not agent.options.fused:
+            return "fused is false"
+        if not standard:
+            return f"the model is {type(agent.model).__module__}.{type(agent.model).__qualname__}"
+        if agent.use_action_masks:
+            return "the task has action masks"
+        if not isinstance(agent.policy.obs_shape, tuple):
+            return "the observations are a dict"
+        return "torch_compile runs the model as a whole" if compiled else None
+
+    def _default_losses(self) -> bool:
+        agent = self.agent
+        bounds = not self.continuous or agent.head.coef is None or agent.head.kind != "regularisation"
+        own = any(overrides(agent, name, Hooks) for name in LOSS_HOOKS)
+        return bool(agent.ppo and not agent.use_smooth_clamp and agent.options.mean_over_mask and bounds and not own)
+
+    def _why_plain_steps(self) -> str | None:
+        agent = self.agent
+        for name in STEP_HOOKS:
+            if overrides(agent, name, Hooks):
+                return f"'{name}' is overridden"
+        for name in ("_act", "env_step", "values_of", "bootstrap", "collect"):
+            if overrides(agent, name, Collector):
+                return f"'{name}' is overridden"
+        if type(agent.policy).act is not Policy.act:
+            return "the policy's 'act' is overridden"
+        if agent.has_central_value:
+            return "there is a central value"
+        return None
+
+    def refresh(self) -> None:
+        """Takes over what the observation normalizer has learned."""
+        if self.stats is not None:
+            self.stats.refresh()
+
+    # ---- forward passes ----------------------------------------------------------------------------------------------
+
+    def normalize(self, obs: Tensor) -> Tensor:
+        """Raw observations (L, ...) -> what the network sees, by the present statistics, which learn nothing here."""
+        obs = self.agent.policy.preprocess(obs)
+        return self.stats(obs) if self.stats is not None else obs
+
+    def network(self, obs: Tensor, **inputs: Any) -> tuple[Tensor, Tensor | None, Tensor, Any]:
+        """normalized observations -> head (B, A): means or logits; log standard deviations or None; values (B, V); memory."""
+        if self.fused is not None and not inputs:
+            head, values = self.fused(obs)
+            return head, self.net.sigma_act(self.net.sigma) if self.continuous else None, values, None
+        result = self.net({"obs": obs, **inputs})
+        if self.continuous:
+            mus, logstd, values, states = result
+            return mus.float(), logstd.float(), values.float(), states
+        logits, values, states = result
+        return logits.float(), None, values.float(), states
+
+    def evaluate(self, mb: Batch) -> Output:
+        """What `self.model` says in training mode about a minibatch, without its detours."""
+        obs = mb.normalized_obs if "normalized_obs" in mb else self.normalize(mb.obs)
+        inputs = {}
+        if self.agent.is_rnn:
+            inputs = {"rnn_states": mb.rnn_states, "seq_length": self.agent.seq_length}
+            if self.agent.zero_rnn_on_done:
+                inputs["dones"] = mb.rnn_dones
+        head, logstd, values, states = self.network(obs, **inputs)
+        raw = {"values": values, "rnn_states": states}
+        if logstd is None:
+            neglogp, entropy, logp = fused_losses.Categorical.apply(head, mb.actions)
+            return Output(neglogp, values, entropy, logits=logp, raw=raw)
+        neglogp, entropy = fused_losses.Gaussian.apply(head, logstd, mb.actions)
+        return Output(neglogp, values, entropy, mus=head, sigmas=logstd.exp().expand_as(head), raw=raw)
+
+    def total_loss(self, mb: Batch, out: Output) -> tuple[Tensor, dict[str, Tensor]]:
+        """The default losses of `Agent.total_loss`: the scalar and the mean of each part, by rl_games' names."""
+        agent = self.agent
+        bounds = agent.head.coef if self.continuous and agent.head.kind == "bound" else None
+        rows = (mb.old_neglogp, mb.advantages, mb.old_values, mb.returns, mb.mask)
+        weights = (agent.e_clip, agent.clip_value, 0.5 * agent.critic_coef, agent.entropy_coef, bounds)
+        values = out.values if agent.has_value_loss else None
+        mus = None if bounds is None else out.mus
+        loss, *means = fused_losses.StandardLoss.apply(out.neglogp, out.entropy, values, mus, rows, weights)
+        wanted = (True, values is not None, True, mus is not None)
+        names = ("a_loss", "c_loss", "entropy", "bounds_loss")
+        return loss, {name: mean for name, mean, want in zip(names, means, wanted, strict=True) if want}
