@@ -70,7 +70,9 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
     discrete agent when the task's action space is known, so that one class serves both.
     """
 
+    default_class: ClassVar[type]  # Agent itself: what a subclass's methods are compared with
     kind: ClassVar[str]  # action kind, set by for_actions()
+    optimizer: Any  # what build_optimizers() calls 'policy'
     model: Any  # rl_games' module: it has get_aux_loss() and running_mean_std, which nn.Module does not know
 
     @classmethod
@@ -300,7 +302,7 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
         """torch's threads during the rollout. By themselves: one where the policy is small, because a second one would bring it
         nothing and take a core from the environments."""
         all_threads, wanted = torch.get_num_threads(), self.options.rollout_threads
-        if not wanted and not self.options.compat == "rl_games":
+        if not wanted and self.options.compat != "rl_games":
             is_picture = isinstance(self.policy.obs_shape, tuple) and len(self.policy.obs_shape) > 1
             small = self.rows <= SMALL_POLICY and not self.vec_env.is_torch and not is_picture
             wanted = 1 if small else all_threads
@@ -341,10 +343,13 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
 
     def minibatch_step(self, batch: Batch, mb: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """One optimizer step. Returns the detached mean of each loss and the mean KL."""
-        with self.autocast(self.mixed_precision):
-            out = self.evaluate_actions(mb)
-            loss, parts = self.total_loss(mb, out)
-        self.optimizer_step(loss)
+        if self._updating and self.fast.by_hand is not None and self.optimizer.lies_flat():
+            out, parts = self.fast.by_hand.step(mb)
+        else:
+            with self.autocast(self.mixed_precision):
+                out = self.evaluate_actions(mb)
+                loss, parts = self.total_loss(mb, out)
+            self.optimizer_step(loss)
         with torch.no_grad():
             kl = self.mean(self.policy_kl(mb, out), mb.mask)
             self.head.after_minibatch(batch, mb, out)
@@ -488,3 +493,6 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
 
     def _count_frames(self, rollout: Rollout) -> int:
         return int(rollout.valid.sum()) // self.num_agents
+
+
+Agent.default_class = Agent

@@ -75,9 +75,7 @@ class Batch:
         select = self._sequences(index) if recurrent else _rows_of(index)
         rows = Cut(self, lambda value: tree_map(select, value))
         states = Cut(self, lambda value: [state[:, index, :].contiguous() for state in value])
-        fields = {
-            name: None if value is None else states if name in SEQUENCE_FIELDS else rows for name, value in self._fields.items()
-        }
+        fields = {name: None if value is None else states if name in SEQUENCE_FIELDS else rows for name, value in self._fields.items()}
         return Batch(fields, self.seq_length, self._rows(index) if recurrent else index)
 
     def write(self, minibatch: Batch, **fields: Tensor) -> None:

@@ -23,6 +23,8 @@ else:
 class Collector(Base):
     """The part of `Agent` that steps environments."""
 
+    rnn_states: Any  # list of (layers, N, units), or None without memory
+    step_seconds: float  # of the last rollout, in the environments
     obs: Any  # as read_obs() gives them; None until the first reset
     action_masks: Tensor | None  # (N, choices) bool
     episode_masks: Tensor | None  # (T, N) bool: whose finished episodes count; None: all

@@ -7,14 +7,15 @@ is differentiated by autograd and still steps fast. `fused: false` takes the pla
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rl_games.algos_torch.models import ModelA2C, ModelA2CContinuousLogStd
 from torch import Tensor
 
 from algos import fused_losses
 from algos.batch import Batch
+from algos.by_hand import ByHand
 from algos.collect import Collector
 from algos.heads import Output
 from algos.hooks import Hooks
@@ -48,6 +49,7 @@ class Fast:
         self.stats = Frozen(self.model.running_mean_std) if agent.normalize_input and self.reason is None else None
         self.fused = None if self.reason or agent.mixed_precision else FusedNet.of(agent.model)
         self.losses = self.reason is None and self._default_losses()
+        self.by_hand = ByHand.of(self)
         self.step_reason = self.reason or self._why_plain_steps()
 
     def _why_not(self, standard: bool, compiled: bool) -> str | None:
@@ -64,9 +66,8 @@ class Fast:
 
     def _default_losses(self) -> bool:
         agent = self.agent
-        bounds = not self.continuous or agent.head.coef is None or agent.head.kind != "regularisation"
         own = any(overrides(agent, name, Hooks) for name in LOSS_HOOKS)
-        return bool(agent.ppo and not agent.use_smooth_clamp and agent.options.mean_over_mask and bounds and not own)
+        return bool(agent.ppo and not agent.use_smooth_clamp and agent.options.mean_over_mask and agent.head.standard_losses and not own)
 
     def _why_plain_steps(self) -> str | None:
         agent = self.agent
@@ -124,13 +125,20 @@ class Fast:
 
     def total_loss(self, mb: Batch, out: Output) -> tuple[Tensor, dict[str, Tensor]]:
         """The default losses of `Agent.total_loss`: the scalar and the mean of each part, by rl_games' names."""
+        bounds = self.agent.head.bounds_coef
+        values = out.values if self.agent.has_value_loss else None
+        inputs = self.loss_inputs(mb, bounds)
+        loss, *means = fused_losses.StandardLoss.apply(out.neglogp, out.entropy, values, None if bounds is None else out.mus, *inputs)
+        return loss, self.named(means, bounds)
+
+    def loss_inputs(self, mb: Batch, bounds: float | None) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """`rows` and `weights` of StandardLoss."""
         agent = self.agent
-        bounds = agent.head.coef if self.continuous and agent.head.kind == "bound" else None
         rows = (mb.old_neglogp, mb.advantages, mb.old_values, mb.returns, mb.mask)
-        weights = (agent.e_clip, agent.clip_value, 0.5 * agent.critic_coef, agent.entropy_coef, bounds)
-        values = out.values if agent.has_value_loss else None
-        mus = None if bounds is None else out.mus
-        loss, *means = fused_losses.StandardLoss.apply(out.neglogp, out.entropy, values, mus, rows, weights)
-        wanted = (True, values is not None, True, mus is not None)
-        names = ("a_loss", "c_loss", "entropy", "bounds_loss")
-        return loss, {name: mean for name, mean, want in zip(names, means, wanted, strict=True) if want}
+        return rows, (agent.e_clip, agent.clip_value, 0.5 * agent.critic_coef, agent.entropy_coef, bounds)
+
+    def named(self, means: Sequence[Tensor], bounds: float | None) -> dict[str, Tensor]:
+        """The parts that are in the loss, by rl_games' names."""
+        names = ["a_loss", *(["c_loss"] if self.agent.has_value_loss else []), "entropy", *([] if bounds is None else ["bounds_loss"])]
+        by_name = dict(zip(("a_loss", "c_loss", "entropy", "bounds_loss"), means, strict=True))
+        return {name: by_name[name] for name in names}

@@ -24,10 +24,11 @@ class Steps:
     def __init__(self, rollout: Rollout, choices: int | None, width: int) -> None:
         self.obs = rollout.obs.unbind(0)
         self.actions = rollout.actions.unbind(0)
-        logits = (rollout.horizon, rollout.actions.shape[1], choices)
-        self.logits = None if choices is None else torch.zeros(logits, device=rollout.device)
+        self.logits: Any = None
+        if choices is not None:
+            self.logits = torch.zeros((rollout.horizon, rollout.actions.shape[1], choices), device=rollout.device)
         self.head = (rollout.mus if self.logits is None else self.logits).unbind(0)
-        self.sigmas = rollout.sigmas.unbind(0) if self.logits is None else None
+        self.sigmas: Any = rollout.sigmas.unbind(0) if self.logits is None else None
         self.values = rollout.values.unbind(0)
         self.rewards = rollout.raw_rewards.squeeze(2).unbind(0) if width == 1 else rollout.raw_rewards.unbind(0)
         self.dones = rollout.dones_after.unbind(0)
@@ -38,7 +39,10 @@ class Steps:
 class FastCollector(Base):
     """The part of `Agent` that steps environments where no per-step hook is overridden."""
 
-    steps: Steps | None = None
+    steps: Any = None  # Steps, made with the first rollout
+    obs: Any
+    rnn_states: Any
+    step_seconds: float
 
     def collect_fast(self, rollout: Rollout) -> Tensor:
         """Fills the rollout with T steps, as `collect` does. Returns the values (N, V) of the observations after the last one.
@@ -94,11 +98,8 @@ class FastCollector(Base):
 
     def _forward(self, steps: Steps, n: int) -> None:
         """The policy on step n's observations: head, values and, where it is not fixed, sigma into their buffers."""
-        x, fused = steps.obs[n], self.fast.fused
-        if self.fast.stats is not None and x.dtype == torch.float32:
-            x = self.fast.stats(x, out=steps.normalized)
-        else:
-            x = self.fast.normalize(x)
+        x, fused, stats = steps.obs[n], self.fast.fused, self.fast.stats
+        x = self.fast.normalize(x) if stats is None or x.dtype != torch.float32 else stats(x, out=steps.normalized)
         if fused is not None:
             fused.act(x, steps.head[n], None if fused.separate else steps.values[n])
             return
@@ -134,10 +135,8 @@ class FastCollector(Base):
         if terminal is None:
             raise missing_terminal_obs(self.vec_env)
         obs = self.read_obs(terminal)["obs"]
-        if self.is_rnn or self.on_gpu:  # all rows: memory belongs to them, and asking which would wait for the device
-            rows = torch.arange(self.rows, device=self.policy.device)
-        else:
-            rows = time_outs.nonzero().squeeze(1)
+        every_row = self.is_rnn or self.on_gpu  # memory belongs to all rows, and asking which would wait for the device
+        rows = torch.arange(self.rows, device=self.policy.device) if every_row else time_outs.nonzero().squeeze(1)
         inputs = {"rnn_states": self.rnn_states} if self.is_rnn else {}
         return rows, self._values(self.fast.normalize(obs[rows]), **inputs)
 

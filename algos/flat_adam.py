@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,57 +22,64 @@ class FlatAdam(optim.Adam):
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, eps: float = 1e-8, weight_decay: float = 0.0) -> None:
         super().__init__(parameters, lr, eps=eps, weight_decay=weight_decay, fused=True)
-        self._parameters: list[nn.Parameter] = self.param_groups[0]["params"]
+        self.parameters: list[nn.Parameter] = self.param_groups[0]["params"]
         self._flatten()
 
     def _flatten(self) -> None:
-        first = self._parameters[0]
-        self._flat = torch.empty(sum(p.numel() for p in self._parameters), dtype=first.dtype, device=first.device)
-        for p, view in zip(self._parameters, self._views(self._flat), strict=True):
+        first = self.parameters[0]
+        self._flat = torch.empty(sum(p.numel() for p in self.parameters), dtype=first.dtype, device=first.device)
+        for p, view in zip(self.parameters, self._views(self._flat), strict=True):
             view.copy_(p.detach())
             p.data = view
-        self._places = [p.data_ptr() for p in self._parameters]
+        self._places = [p.data_ptr() for p in self.parameters]
         self._grad, self._mean, self._square = (torch.zeros_like(self._flat) for _ in range(3))
         self._gradients = self._views(self._grad)
-        self._steps = torch.zeros(len(self._parameters), dtype=torch.float32, device=first.device)
+        self._in_step = True  # all parameters have taken the same number of steps
+        self._steps = torch.zeros(len(self.parameters), dtype=torch.float32, device=first.device)
         self._link_state()
 
     def _link_state(self) -> None:
         """torch's own state dict, made of views into the flat tensors."""
-        parts = zip(self._parameters, self._steps, self._views(self._mean), self._views(self._square), strict=True)
+        parts = zip(self.parameters, self._steps, self._views(self._mean), self._views(self._square), strict=True)
         for p, step, mean, square in parts:
             self.state[p] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         """One view per parameter, in its shape and memory order (channels_last kernels keep theirs)."""
-        pieces = flat.split([p.numel() for p in self._parameters])
-        return [piece.as_strided(p.shape, p.stride(), piece.storage_offset()) for piece, p in zip(pieces, self._parameters, strict=True)]
-
-    def gather(self) -> Tensor | None:
-        """All gradients as one tensor, or None where one is missing or the parameters no longer lie side by side."""
-        grads = [p.grad for p in self._parameters]
-        if any(g is None for g in grads) or [p.data_ptr() for p in self._parameters] != self._places:
-            return None
-        torch._foreach_copy_(self._gradients, grads)
-        return self._grad
+        pieces = flat.split([p.numel() for p in self.parameters])
+        return [piece.as_strided(p.shape, p.stride(), piece.storage_offset()) for piece, p in zip(pieces, self.parameters, strict=True)]
 
     @torch.no_grad()
     def step_clipped(self, max_norm: float | None) -> bool:
         """Clips the gradient to `max_norm` (None: not) and steps. Returns False, and does nothing, where it cannot be done at once."""
-        grad = self.gather()
-        if grad is None:
+        grads = [p.grad for p in self.parameters]
+        if any(g is None for g in grads) or not self.lies_flat():
+            self._in_step = False
             return False
+        self.step_with(grads, range(len(grads)), max_norm)
+        return True
+
+    def step_with(self, grads: list[Any], places: Sequence[int], max_norm: float | None) -> None:
+        """Steps with given gradients: `grads[i]` is that of parameter `places[i]`; all parameters must have one."""
+        torch._foreach_copy_([self._gradients[i] for i in places], grads)
         if max_norm is not None:
-            norm = torch.linalg.vector_norm(grad)
-            grad.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))  # as torch.nn.utils.clip_grad_norm_
+            norm = torch.linalg.vector_norm(self._grad)
+            self._grad.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))  # as torch.nn.utils.clip_grad_norm_
         group = self.param_groups[0]
         self._steps += 1
         torch._fused_adam_(
-            [self._flat], [grad], [self._mean], [self._square], [], [self._steps[0]],
+            [self._flat], [self._grad], [self._mean], [self._square], [], [self._steps[0]],
             lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"],
             amsgrad=False, maximize=False,
         )  # fmt: skip
-        return True
+        for p, grad in zip(self.parameters, self._gradients, strict=True):
+            if p.grad is not grad:
+                p.grad = grad  # what was stepped with, clipped
+
+    def lies_flat(self) -> bool:
+        """Whether one step for all is right: the parameters are still views of the flat tensor (`model.to(...)` or an assignment to
+        `data` takes them out), and none has ever been left out of a step."""
+        return self._in_step and [p.data_ptr() for p in self.parameters] == self._places
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -82,8 +89,9 @@ class FlatAdam(optim.Adam):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        loaded = [(p, self.state[p]) for p in self._parameters if p in self.state]
+        loaded = [(p, self.state[p]) for p in self.parameters if p in self.state]
         self._link_state()
         for p, values in loaded:
             for name, own in self.state[p].items():
                 own.copy_(values[name])
+        self._in_step = bool((self._steps == self._steps[0]).all())

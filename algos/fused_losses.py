@@ -11,9 +11,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from core.fused import differentiated_once
 
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+class Tape:
+    """Stands in for autograd's context, so that a function's two halves can be called without a graph between them."""
+
+    needs_input_grad = (True,) * 6
+    saved_tensors: tuple[Any, ...] = ()
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        self.saved_tensors = tensors
+
+    def mark_non_differentiable(self, *tensors: Any) -> None:
+        """Nothing is differentiated that is not asked for."""
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Missing gradients stay None."""
 
 
 class Gaussian(torch.autograd.Function):
@@ -30,7 +47,7 @@ class Gaussian(torch.autograd.Function):
         return neglogp, entropy
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once
     def backward(ctx: Any, d_neglogp: Tensor, d_entropy: Tensor) -> tuple[Tensor | None, ...]:
         z, sigma = ctx.saved_tensors
         weighted = z * d_neglogp.unsqueeze(1)
@@ -54,7 +71,7 @@ class Categorical(torch.autograd.Function):
         return logp.gather(1, index).squeeze(1).neg_(), entropy, logp
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once
     def backward(ctx: Any, d_neglogp: Tensor | None, d_entropy: Tensor | None, d_logp: Tensor | None) -> tuple[Tensor | None, ...]:
         logp, p, entropy, index = ctx.saved_tensors
         total = torch.zeros_like(logp) if d_logp is None else d_logp - p * d_logp.sum(dim=-1, keepdim=True)
@@ -79,7 +96,13 @@ class StandardLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, neglogp: Tensor, entropy: Tensor, values: Tensor | None, mus: Tensor | None, rows: tuple[Any, ...], weights: tuple[Any, ...]
+        ctx: Any,
+        neglogp: Tensor,
+        entropy: Tensor,
+        values: Tensor | None,
+        mus: Tensor | None,
+        rows: tuple[Any, ...],
+        weights: tuple[Any, ...],
     ) -> tuple[Tensor, ...]:
         old_neglogp, advantages, old_values, returns, mask = rows
         e_clip, clip_value, value_weight, entropy_weight, bounds_weight = weights
@@ -101,9 +124,10 @@ class StandardLoss(torch.autograd.Function):
             error = values - returns
             square = error * error
             if clip_value:
-                moved = torch.clamp(values - old_values, -e_clip, e_clip).add_(old_values).sub_(returns)
+                change = values - old_values
+                moved = change.clamp(-e_clip, e_clip).add_(old_values).sub_(returns)
                 moved.mul_(moved)
-                error.mul_(square >= moved)
+                error.mul_((square >= moved).logical_or_(change.abs_() <= e_clip))  # within the range both are the same error
                 square = torch.maximum(square, moved)
             width = values.shape[1]
             value = mean(square.mean(dim=1) if width > 1 else square.squeeze(1))
@@ -128,7 +152,7 @@ class StandardLoss(torch.autograd.Function):
         return loss, *parts
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once
     def backward(ctx: Any, scale: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
         d_neglogp, d_values, d_mus = ctx.saved_tensors
         share = 1.0 / ctx.count if ctx.share is None else ctx.share

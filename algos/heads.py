@@ -36,6 +36,8 @@ class ContinuousHead:
     def __init__(self, agent: Agent) -> None:
         self.coef = agent.config.get("bounds_loss_coef")
         self.kind = agent.config.get("bound_loss_type", "bound")
+        self.bounds_coef = self.coef if self.kind == "bound" else None
+        self.standard_losses = self.coef is None or self.kind != "regularisation"
         # rl_games' 'legacy' (its default) adapts the learning rate after every minibatch, 'standard' after every mini-epoch
         self.schedule_each_minibatch = agent.schedule_type == "legacy"
 
@@ -62,6 +64,8 @@ class DiscreteHead:
 
     rollout_keys = ()
     schedule_each_minibatch = False
+    bounds_coef = None
+    standard_losses = True
 
     def __init__(self, agent: Agent) -> None:
         pass

@@ -7,15 +7,29 @@ normalisation layers, a network of one's own) keeps its own forward pass and los
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 from rl_games.algos_torch.network_builder import A2CBuilder
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 aten = torch.ops.aten
+PLAIN_PATH = "set train.params.config.fused=false for the plain path, which autograd differentiates as often as you like"
+
+
+def differentiated_once(backward: Any) -> Any:
+    """For a backward pass written out: refuses `create_graph=True`. torch's `once_differentiable` would let a constant through where
+    the incoming gradient is one, and a gradient penalty would be silently without effect."""
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *grads: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(f"the fast path has no second derivative: {PLAIN_PATH}")
+        return backward(ctx, *grads)
+
+    return checked
 
 
 def _relu_backward(grad: Tensor, out: Tensor) -> None:
@@ -51,8 +65,15 @@ class Work:
         def buffers() -> list[list[Tensor]]:
             return [[like.new_empty(rows, layer.linear.out_features) for layer in trunk] for trunk in trunks]
 
-        self.hidden, self.grads = buffers(), buffers()
+        self._whole = (buffers(), buffers())
+        self.capacity = rows
+        self.resize(rows)
         self.taken = 0  # counts forward passes: a backward pass finds out that a later one has overwritten it
+
+    def resize(self, rows: int) -> None:
+        """Uses the first rows of the buffers; minibatches differ by a few rows where reset rows are left out."""
+        self.rows = rows
+        self.hidden, self.grads = ([[x[:rows] for x in trunk] for trunk in whole] for whole in self._whole)
 
 
 class FusedNet:
@@ -69,7 +90,7 @@ class FusedNet:
         self.value_head: nn.Linear = net.value
         linears = [layer.linear for trunk in self.trunks for layer in trunk] + [self.policy_head, self.value_head]
         self.parameters: list[nn.Parameter] = [p for linear in linears for p in (linear.weight, linear.bias)]
-        self._free: dict[int, list[Work]] = {}
+        self._free: list[Work] = []
         self._step_work: Work | None = None
 
     @staticmethod
@@ -95,7 +116,7 @@ class FusedNet:
         """Writes the policy head's output into `head` (N, A) and, where given, the normalized values into `values` (N, V).
         Without gradients; obs: (N, O), normalized."""
         work = self._step_work
-        if work is None or work.hidden[0][0].shape[0] != obs.shape[0]:
+        if work is None or work.rows != obs.shape[0]:
             work = self._step_work = Work(obs.shape[0], self.trunks, obs)
         hidden = self._trunk(0, obs, work)
         _linear(self.policy_head, hidden, head)
@@ -115,16 +136,17 @@ class FusedNet:
         return _Forward.apply(self, obs, *self.parameters)
 
     def take_work(self, obs: Tensor) -> Work:
-        free = self._free.setdefault(obs.shape[0], [])
-        work = free.pop() if free else Work(obs.shape[0], self.trunks, obs)
+        rows = obs.shape[0]
+        work = self._free.pop() if self._free else None
+        if work is None or work.capacity < rows:
+            work = Work(rows, self.trunks, obs)
+        if work.rows != rows:
+            work.resize(rows)
         work.taken += 1
         return work
 
     def give_back(self, work: Work) -> None:
-        rows = work.hidden[0][0].shape[0]
-        if len(self._free) > 4:  # sizes come and go where reset rows are left out: do not keep them all
-            self._free.clear()
-        self._free.setdefault(rows, []).append(work)
+        self._free.append(work)
 
     def _trunk(self, which: int, obs: Tensor, work: Work) -> Tensor:
         hidden = obs
@@ -182,13 +204,13 @@ class _Forward(torch.autograd.Function):
         return net.forward_by_hand(obs, ctx.work)
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once
     def backward(ctx: Any, head: Tensor | None, values: Tensor | None) -> tuple[Any, ...]:
         (obs,) = ctx.saved_tensors
         if ctx.work.taken != ctx.taken:
             raise RuntimeError("this forward pass was overwritten by a later one: backward() twice through the same graph")
         if ctx.needs_input_grad[1]:
-            raise RuntimeError("once_differentiable: the fused network gives no gradient with respect to its observations")
+            raise RuntimeError(f"the fused network gives no gradient with respect to its observations: {PLAIN_PATH}")
         grads = ctx.net.backward_by_hand(obs, ctx.work, head, values)
         ctx.net.give_back(ctx.work)
         return None, None, *grads

@@ -52,13 +52,12 @@ class MovingMeanStd(nn.Module):
         return ((x - mean.float()) / std.float()).clamp(-5.0, 5.0)
 
 
-def learn(stats: nn.Module, rows: torch.Tensor | dict[str, torch.Tensor]) -> None:
+def learn(stats: Any, rows: torch.Tensor | dict[str, torch.Tensor]) -> None:
     """Lets a RunningMeanStd (or the one for Dict observations) see rows (L, ...), as its own forward pass in training does."""
     if isinstance(rows, dict):
         for key, value in rows.items():
-            learn(stats.running_mean_std[key], value)  # type: ignore[index,union-attr]
+            learn(stats.running_mean_std[key], value)
         return
-    stats: Any = stats
     batch_mean, batch_var = rows.mean(0), rows.var(0, unbiased=False)
     count = rows.shape[0]
     total = stats.count + count

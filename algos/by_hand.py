@@ -1,0 +1,87 @@
+"""A minibatch without autograd: forward, losses and gradients called one after the other.
+
+Taken where nothing of the default update is overridden and the network is a plain MLP. For small networks autograd's own work is a third
+of a minibatch; the numbers are the same, because these are the functions that the graph would call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from algos.batch import Batch
+from algos.flat_adam import FlatAdam
+from algos.fused_losses import Categorical, Gaussian, StandardLoss, Tape
+from algos.heads import Output
+from algos.hooks import Hooks
+
+if TYPE_CHECKING:
+    from algos.fast import Fast
+
+HOOKS = ("evaluate_actions", "extra_losses", "optimizer_step")
+DRIVER = ("minibatch_step", "total_loss", "default_optimizer_step")
+
+
+class ByHand:
+    """`ByHand.of(fast)` for an agent whose minibatches can be stepped by hand; None for every other."""
+
+    def __init__(self, fast: Fast) -> None:
+        agent = fast.agent
+        self.fast = fast
+        assert fast.fused is not None
+        self.net = fast.fused
+        self.optimizer: Any = agent.optimizer
+        self.sigma: nn.Parameter | None = fast.net.sigma if fast.continuous else None
+        self.bounds = agent.head.bounds_coef
+        order = {id(p): i for i, p in enumerate(self.optimizer.parameters)}
+        own = [*self.net.parameters, *([] if self.sigma is None else [self.sigma])]
+        self.places = [order[id(p)] for p in own]
+
+    @staticmethod
+    def of(fast: Fast) -> ByHand | None:
+        agent = fast.agent
+        if fast.fused is None or not fast.losses or not agent.has_value_loss or agent.scaler.is_enabled():
+            return None
+        if any(getattr(type(agent), name) is not getattr(Hooks, name) for name in HOOKS):
+            return None
+        if any(getattr(type(agent), name) is not getattr(agent.default_class, name) for name in DRIVER):
+            return None
+        if type(agent.optimizer) is not FlatAdam or agent.model.get_aux_loss():
+            return None
+        if fast.continuous and not isinstance(fast.net.sigma_act, nn.Identity):
+            return None
+        count = len(fast.fused.parameters) + int(fast.continuous)
+        return ByHand(fast) if count == len(agent.optimizer.parameters) else None
+
+    @torch.no_grad()
+    def step(self, mb: Batch) -> tuple[Output, dict[str, Tensor]]:
+        """One optimizer step. Returns the network's output before it and the mean of each loss."""
+        agent = self.fast.agent
+        obs = mb.normalized_obs if "normalized_obs" in mb else self.fast.normalize(mb.obs)
+        work = self.net.take_work(obs)
+        head, values = self.net.forward_by_hand(obs, work)
+        dist, losses = Tape(), Tape()
+        if self.sigma is not None:
+            neglogp, entropy = Gaussian.forward(dist, head, self.sigma, mb.actions)
+            out = Output(neglogp, values, entropy, mus=head, sigmas=self.sigma.exp().expand_as(head))
+        else:
+            neglogp, entropy, logp = Categorical.forward(dist, head, mb.actions)
+            out = Output(neglogp, values, entropy, logits=logp)
+        loss, *means = StandardLoss.forward(
+            losses, neglogp, entropy, values, None if self.bounds is None else head, *self.fast.loss_inputs(mb, self.bounds)
+        )
+        d_neglogp, d_entropy, d_values, d_mus, *_ = StandardLoss.backward(losses, torch.ones_like(loss), *means)
+        if self.sigma is not None:
+            d_head, d_sigma, _ = Gaussian.backward(dist, d_neglogp, d_entropy)
+        else:
+            d_head, _ = Categorical.backward(dist, d_neglogp, d_entropy, None)
+        if d_mus is not None:
+            d_head += d_mus
+        grads: list[Any] = self.net.backward_by_hand(obs, work, d_head, d_values)
+        self.net.give_back(work)
+        if self.sigma is not None:
+            grads.append(d_sigma)
+        self.optimizer.step_with(grads, self.places, agent.grad_norm if agent.truncate_grads else None)
+        return out, self.fast.named(means, self.bounds)

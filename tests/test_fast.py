@@ -1,0 +1,382 @@
+"""The fast path does what the plain path does: same numbers from the same noise, and an algorithm's own hook takes its part over."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from algos import losses
+from algos.agent import Agent
+from algos.by_hand import ByHand
+from algos.flat_adam import FlatAdam
+from algos.fused_losses import Categorical, Gaussian, StandardLoss
+from algos.options import AgentOptions
+from algos.rollout import EpisodeStats
+from core import registry
+from core.fused import FusedNet
+from core.policy import Policy
+from tests.agents import our_agent, weights
+from tests.toys import ToyVecEnv, toy_params
+
+T, N = 16, 8
+
+
+def agent_of(cls, tmp_path, monkeypatch, env=None, **settings):
+    entry = registry.AlgoEntry("mine", cls, AgentOptions, "default", None, registry.ACTION_KINDS)
+    registry.discover()
+    monkeypatch.setitem(registry.algos._entries, "mine", entry)
+    separate, network = settings.pop("separate", False), settings.pop("mlp", {})
+    params = toy_params(**{"max_epochs": 3, **settings})
+    params["network"]["separate"] = separate
+    params["network"]["mlp"].update(network)
+    return our_agent(params, ToyVecEnv(action=settings.get("action", "continuous"), **(env or {})), tmp_path, "mine")
+
+
+class SmoothAdam(Agent):
+    """A large epsilon: Adam's first steps would else blow a rounding error in a gradient near 0 up to a whole step."""
+
+    def build_optimizers(self):
+        cls = FlatAdam if self.options.fused else torch.optim.Adam
+        return {"policy": cls(self.model.parameters(), 1e-2, eps=0.1)}
+
+
+class GivenNoise(SmoothAdam):
+    """The plain rollout (`act` is overridden) with noise[n] in place of the distribution's own."""
+
+    def before_epoch(self):
+        self.noise = noise_of(self, self.epoch_num)
+
+    def before_step(self, n):
+        self.n = n
+
+    def act(self, obs):
+        result = super().act(obs)
+        noise = self.noise[self.n]
+        if self.kind == "continuous":
+            result["actions"] = result["mus"] + result["sigmas"] * noise
+            result["neglogpacs"] = losses.gaussian_neglogp(result["actions"], result["mus"], result["sigmas"])
+        else:
+            result["actions"] = (result["logits"] + noise).argmax(dim=1)
+            result["neglogpacs"] = -torch.log_softmax(result["logits"], dim=1).gather(1, result["actions"][:, None]).squeeze(1)
+        return result
+
+
+class FastNoise(SmoothAdam):
+    def draw_noise(self):
+        return noise_of(self, self.epoch_num)
+
+
+def noise_of(agent, epoch):
+    generator = torch.Generator().manual_seed(epoch)
+    noise = torch.randn((T, N, agent.actions_num), generator=generator)
+    return noise if agent.kind == "continuous" else noise.abs()
+
+
+CASES = {
+    "continuous": ({}, {}),
+    "discrete": ({"action": "discrete"}, {}),
+    "separate_by_next_step": ({"separate": True}, {"reset_mode": "next_step"}),
+    "discrete_next_step": ({"action": "discrete"}, {"reset_mode": "next_step"}),
+    "lstm": ({"rnn": "lstm"}, {}),
+    "lstm_next_step": ({"rnn": "lstm"}, {"reset_mode": "next_step"}),
+    "gru_discrete": ({"rnn": "gru", "action": "discrete"}, {}),
+    "agents": ({}, {"agents": 2, "num_envs": 4}),
+    "two_values": ({"clip_value": True}, {"value_size": 2}),
+    "no_normalizers": ({"normalize_input": False, "normalize_value": False, "clip_value": False, "truncate_grads": False}, {}),
+    "current_obs": ({"bootstrap_from": "current_obs"}, {}),
+    "no_bounds": ({"bounds_loss_coef": None, "entropy_coef": 0.0}, {}),
+    "regularisation": ({"bound_loss_type": "regularisation"}, {}),
+    "smooth": ({"use_smooth_clamp": True}, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_three_epochs_equal_the_plain_path(case, tmp_path, monkeypatch):
+    settings, env = CASES[case]
+    settings = {"num_envs": env.get("num_envs", N), "shuffle": False, **settings}
+    fast = agent_of(FastNoise, tmp_path / "fast", monkeypatch, env, **settings)
+    plain = agent_of(GivenNoise, tmp_path / "plain", monkeypatch, env, fused=False, **settings)
+    assert fast.fast.step_reason is None
+    assert plain.fast.step_reason is not None
+    for agent in (fast, plain):
+        agent.reset_environments()
+    for _ in range(3):
+        metrics = [agent.train_epoch() for agent in (fast, plain)]
+        for name, field in fast.rollout.fields.items():
+            other = plain.rollout.fields[name]
+            if name == "state_values":  # read where a time-out cut an episode off
+                field, other = field * fast.rollout.time_outs.unsqueeze(2), other * fast.rollout.time_outs.unsqueeze(2)
+            torch.testing.assert_close(field, other, rtol=2e-4, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+        for ours, theirs in zip(fast.rollout.rnn_states, plain.rollout.rnn_states, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-4)
+        assert metrics[0].keys() == metrics[1].keys()
+        for name in metrics[0]:
+            if not name.startswith(("time/", "fps")):
+                assert metrics[0][name] == pytest.approx(metrics[1][name], rel=1e-3, abs=1e-4), name
+        assert list(fast.game_rewards.lengths) == list(plain.game_rewards.lengths)
+    for name, value in weights(fast).items():
+        torch.testing.assert_close(value, weights(plain)[name], rtol=2e-4, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# ---- each part against autograd -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "elu", "tanh"])
+@pytest.mark.parametrize("action", ["continuous", "discrete"])
+def test_the_fused_network_is_the_network(action, activation, separate, tmp_path, monkeypatch):
+    agent = agent_of(Agent, tmp_path, monkeypatch, action=action, separate=separate, mlp={"activation": activation})
+    net, fused = agent.model.a2c_network, FusedNet.of(agent.model)
+    obs = torch.randn(33, 3)
+    head, values = fused(obs)
+    expected = net({"obs": obs})
+    weight = torch.randn_like(head), torch.randn_like(values)
+    params = list(fused.parameters)
+    got = torch.autograd.grad((head * weight[0]).sum() + (values * weight[1]).sum(), params)
+    wanted = torch.autograd.grad((expected[0] * weight[0]).sum() + (expected[-2] * weight[1]).sum(), params)
+    for a, b in zip((head, values, *got), (expected[0], expected[-2], *wanted), strict=True):
+        torch.testing.assert_close(a, b)
+    step = torch.empty(33, head.shape[1]), torch.empty(33, 1)
+    with torch.no_grad():
+        fused.act(obs, *step)
+    torch.testing.assert_close(step, (expected[0], expected[-2]))
+
+
+def test_a_value_that_no_loss_uses_gets_no_gradient(tmp_path, monkeypatch):
+    agent = agent_of(Agent, tmp_path, monkeypatch, separate=True)
+    fused = FusedNet.of(agent.model)
+    fused(torch.randn(5, 3))[0].sum().backward()
+    net = agent.model.a2c_network
+    assert net.mu.weight.grad is not None
+    assert net.value.weight.grad is None
+    assert net.critic_mlp[0].weight.grad is None
+
+
+def test_two_forward_passes_may_wait_for_their_gradients(tmp_path, monkeypatch):
+    agent = agent_of(Agent, tmp_path, monkeypatch)
+    fused, obs = FusedNet.of(agent.model), torch.randn(2, 9, 3)
+    both = torch.autograd.grad(fused(obs[0])[0].sum() + fused(obs[1])[0].sum(), fused.parameters[:1])[0]
+    one = [torch.autograd.grad(fused(x)[0].sum(), fused.parameters[:1])[0] for x in obs]
+    torch.testing.assert_close(both, one[0] + one[1])
+    loss = fused(obs[0])[0].sum()
+    loss.backward(retain_graph=True)
+    fused(obs[1])
+    with pytest.raises(RuntimeError, match="overwritten"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("shape", [(2,), (7, 2)], ids=["fixed", "by_state"])
+def test_gaussian(shape):
+    mus, logstd, actions = torch.randn(7, 2, requires_grad=True), torch.randn(shape, requires_grad=True), torch.randn(7, 2)
+    normal = torch.distributions.Normal(mus, logstd.exp().expand_as(mus))
+    expected = -normal.log_prob(actions).sum(-1), normal.entropy().sum(-1)
+    _same(Gaussian.apply(mus, logstd, actions), expected, [mus, logstd])
+
+
+def test_categorical():
+    logits, actions = torch.randn(7, 4, requires_grad=True), torch.randint(0, 4, (7,))
+    categorical = torch.distributions.Categorical(logits=logits)
+    _same(Categorical.apply(logits, actions), (-categorical.log_prob(actions), categorical.entropy(), categorical.logits), [logits])
+
+
+def _same(got, expected, inputs):
+    weights = [torch.randn_like(x) for x in expected]
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    gradients = [torch.autograd.grad(sum((w * x).sum() for w, x in zip(weights, side, strict=True)), inputs) for side in (got, expected)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("clip_value", [False, True])
+@pytest.mark.parametrize("width", [1, 2])
+def test_standard_loss(width, clip_value, masked):
+    torch.manual_seed(width)
+    rows = 200
+    neglogp, entropy = torch.randn(rows, requires_grad=True), torch.rand(rows, requires_grad=True)
+    values, mus = torch.randn(rows, width, requires_grad=True), (2 * torch.randn(rows, 3)).requires_grad_()
+    old_neglogp, advantages = neglogp.detach() + 0.3 * torch.randn(rows), torch.randn(rows)
+    old_values, returns = values.detach() + 0.3 * torch.randn(rows, width), torch.randn(rows, width)
+    mask = (torch.rand(rows) < 0.7).float() if masked else None
+    loss, *parts = StandardLoss.apply(
+        neglogp, entropy, values, mus, (old_neglogp, advantages, old_values, returns, mask), (0.2, clip_value, 0.7, 0.01, 0.3)
+    )
+    expected = [
+        losses.masked_mean(losses.ppo_loss(old_neglogp, neglogp, advantages, 0.2), mask),
+        losses.masked_mean(losses.value_loss(old_values, values, returns, 0.2, clip_value), mask),
+        losses.masked_mean(entropy, mask),
+        losses.masked_mean(losses.bound_loss(mus), mask),
+    ]
+    total = expected[0] + 0.7 * expected[1] - 0.01 * expected[2] + 0.3 * expected[3]
+    torch.testing.assert_close([loss, *parts], [total, *expected])
+    inputs = [neglogp, entropy, values, mus]
+    torch.testing.assert_close(torch.autograd.grad(3 * loss, inputs), torch.autograd.grad(3 * total, inputs))
+
+
+def test_flat_adam_is_adam():
+    def nets():
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5))
+        return net.to(memory_format=torch.channels_last)
+
+    ours, theirs = nets(), nets()
+    flat = FlatAdam(ours.parameters(), 1e-2, weight_decay=0.1)
+    adam = torch.optim.Adam(theirs.parameters(), 1e-2, weight_decay=0.1)
+
+    def step(clip=None, without=0):
+        x = torch.randn(6, 3, 4, 4)
+        for net in (ours, theirs):
+            net.zero_grad()
+            (net(x) ** 2).sum().backward()
+            for p in list(net.parameters())[:without]:
+                p.grad = None
+        if clip is None:
+            flat.step()
+        else:
+            assert flat.step_clipped(clip)
+            nn.utils.clip_grad_norm_(theirs.parameters(), clip)
+        adam.step()
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+            if b.grad is not None and a.grad is not None:
+                torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-6)
+
+    step()
+    step(clip=0.5)
+    flat.load_state_dict(adam.state_dict())  # per parameter, as torch's
+    step(clip=0.5)
+    adam.load_state_dict(copy.deepcopy(flat.state_dict()))
+    step(clip=0.5)
+    step(without=2)  # a part without gradients keeps its weights and its state; from then on each has its own count of steps
+    assert not flat.lies_flat()
+    step()
+    flat.load_state_dict(adam.state_dict())
+    assert not flat.lies_flat()
+    step()
+
+
+def test_weights_that_leave_the_flat_tensor_are_stepped_one_by_one():
+    net = nn.Linear(3, 2)
+    flat = FlatAdam(net.parameters(), 1e-2)
+    net.double()
+    net.float()
+    before = net.weight.clone()
+    net(torch.ones(3)).sum().backward()
+    assert not flat.step_clipped(1.0)
+    flat.step()
+    torch.testing.assert_close(net.weight, before - 1e-2)
+
+
+# ---- who takes which path -----------------------------------------------------------------------------------------------
+
+
+class OwnStep(Agent):
+    def on_step(self, transition):
+        transition.rewards = transition.rewards * 1.0
+
+
+class OwnLoss(Agent):
+    def policy_loss(self, mb, out):
+        return super().policy_loss(mb, out)
+
+
+class OwnExtra(Agent):
+    def extra_losses(self, mb, out):
+        return {"small": 0 * out.mus.sum(-1)}
+
+
+class OwnUpdate(Agent):
+    def update(self, batch):
+        out = self.evaluate_actions(next(batch.minibatches(1, False)))
+        grad = torch.autograd.grad(out.neglogp.mean(), list(self.model.a2c_network.actor_mlp.parameters()), create_graph=True)
+        sum((g**2).sum() for g in grad).backward()  # what a natural gradient needs: differentiated twice
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("cls", "plain_steps", "by_hand", "fused_losses"),
+    [(Agent, False, True, True), (OwnStep, True, True, True), (OwnLoss, False, False, False), (OwnExtra, False, False, True),
+     (OwnUpdate, False, True, True)],
+)  # fmt: skip
+def test_a_hook_costs_only_its_own_part(cls, plain_steps, by_hand, fused_losses, tmp_path, monkeypatch):
+    agent = agent_of(cls, tmp_path, monkeypatch, max_epochs=1)
+    fast = agent.fast
+    assert (fast.step_reason is not None, fast.by_hand is not None, fast.losses) == (plain_steps, by_hand, fused_losses)
+    assert fast.fused is not None
+    calls = []
+    monkeypatch.setattr(ByHand, "step", lambda self, mb, step=ByHand.step: (calls.append(1), step(self, mb))[1])
+    agent.train()
+    assert bool(calls) == (by_hand and cls is not OwnUpdate)
+
+
+def test_what_the_fast_path_cannot_serve_takes_the_plain_one(tmp_path, monkeypatch):
+    class OwnPolicy(Policy):
+        def act(self, obs, rnn_states=None, action_masks=None):
+            return super().act(obs, rnn_states, action_masks)
+
+    agent = agent_of(Agent, tmp_path / "a", monkeypatch, {"states": True}, central=True)
+    assert "central value" in agent.fast.step_reason
+    masks = agent_of(Agent, tmp_path / "b", monkeypatch, {"masks": True}, action="discrete", use_action_masks=True)
+    assert "action masks" in masks.fast.reason
+    many = agent_of(Agent, tmp_path / "c", monkeypatch, action="multi_discrete")
+    assert "ModelA2CMultiDiscrete" in many.fast.reason or "MultiDiscrete" in many.fast.reason
+    compat = agent_of(Agent, tmp_path / "d", monkeypatch, compat="rl_games")
+    assert compat.fast.reason == "fused is false"
+    wide = agent_of(Agent, tmp_path / "e", monkeypatch, mlp={"activation": "swish"})
+    assert wide.fast.reason is None
+    assert wide.fast.fused is None  # its own forward pass, on the fast rollout
+    for each in (agent, masks, many, wide):
+        each.train()
+
+
+def test_a_second_derivative_in_the_default_update_names_the_way_out(tmp_path, monkeypatch):
+    class Penalty(Agent):
+        def extra_losses(self, mb, out):
+            weights = list(self.model.a2c_network.actor_mlp.parameters())
+            grads = torch.autograd.grad(out.neglogp.mean(), weights, create_graph=True)
+            return {"penalty": sum((g**2).sum() for g in grads)}
+
+    with pytest.raises(RuntimeError, match=r"train\.params\.config\.fused=false"):
+        agent_of(Penalty, tmp_path / "fused", monkeypatch).train()
+    agent_of(Penalty, tmp_path / "plain", monkeypatch, fused=False).train()
+
+
+# ---- episodes -----------------------------------------------------------------------------------------------------------
+
+
+def test_episode_totals_equal_counting_step_by_step(tmp_path, monkeypatch):
+    agent = agent_of(Agent, tmp_path, monkeypatch)
+    rng = np.random.RandomState(0)
+    stats = EpisodeStats(6, 2, 2, 7)
+    running, expected = np.zeros((6, 2)), []
+    lengths, length = [], np.zeros(6)
+    for _ in range(3):
+        rollout = agent.rollout
+        rewards, dones = rng.randn(T, 6, 2), rng.rand(T, 6) < 0.2
+        dones[:, 1::2] = dones[:, ::2]  # agents of one environment end together
+        valid, counts = rng.rand(T, 6) < 0.9, rng.rand(T, 6) < 0.8
+        rollout.fields.update(
+            raw_rewards=torch.tensor(rewards), dones_after=torch.tensor(dones).float(), valid=torch.tensor(valid)
+        )  # fmt: skip
+        stats.add_rollout(rollout, torch.tensor(2 * rewards), torch.tensor(counts))
+        for t in range(T):
+            running += rewards[t]
+            length += valid[t]
+            for row in np.flatnonzero(dones[t]):
+                if row % 2 == 0 and counts[t, row]:
+                    expected.append(running[row].copy())
+                    lengths.append(length[row])
+            running[dones[t]] = 0
+            length[dones[t]] = 0
+    np.testing.assert_allclose(np.array(stats.returns), expected[-7:])
+    np.testing.assert_allclose(np.array(stats.shaped), 2 * np.array(expected[-7:]))
+    assert list(stats.lengths) == lengths[-7:]
+    assert stats.finished == len(expected)
+    other = EpisodeStats(6, 2, 2, 7)
+    other.load_state_dict(stats.state_dict(), running=True)
+    torch.testing.assert_close(other.running, stats.running)
