@@ -69,10 +69,10 @@ class ByHand:
         else:
             neglogp, entropy, logp = Categorical.forward(dist, head, mb.actions)
             out = Output(neglogp, values, entropy, logits=logp)
-        loss, *means = StandardLoss.forward(
+        _, *means = StandardLoss.forward(
             losses, neglogp, entropy, values, None if self.bounds is None else head, *self.fast.loss_inputs(mb, self.bounds)
         )
-        d_neglogp, d_entropy, d_values, d_mus, *_ = StandardLoss.backward(losses, torch.ones_like(loss), *means)
+        (d_neglogp, d_values, d_mus), d_entropy = losses.saved_tensors, losses.d_entropy  # nothing else scales the loss
         if self.sigma is not None:
             d_head, d_sigma, _ = Gaussian.backward(dist, d_neglogp, d_entropy)
         else:

@@ -20,8 +20,8 @@ HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 class Tape:
     """Stands in for autograd's context, so that a function's two halves can be called without a graph between them."""
 
-    needs_input_grad = (True,) * 6
     saved_tensors: tuple[Any, ...] = ()
+    d_entropy: Any = None
 
     def save_for_backward(self, *tensors: Any) -> None:
         self.saved_tensors = tensors
@@ -51,7 +51,7 @@ class Gaussian(torch.autograd.Function):
     def backward(ctx: Any, d_neglogp: Tensor, d_entropy: Tensor) -> tuple[Tensor | None, ...]:
         z, sigma = ctx.saved_tensors
         weighted = z * d_neglogp.unsqueeze(1)
-        d_logstd = d_neglogp.unsqueeze(1) - weighted * z + d_entropy.unsqueeze(1)
+        d_logstd = d_neglogp.unsqueeze(1) - weighted * z + (d_entropy if isinstance(d_entropy, float) else d_entropy.unsqueeze(1))
         if sigma.dim() == 1:
             d_logstd = d_logstd.sum(dim=0)
         return weighted.div_(sigma).neg_(), d_logstd, None
@@ -76,7 +76,8 @@ class Categorical(torch.autograd.Function):
         logp, p, entropy, index = ctx.saved_tensors
         total = torch.zeros_like(logp) if d_logp is None else d_logp - p * d_logp.sum(dim=-1, keepdim=True)
         if d_entropy is not None:
-            total.sub_((logp + entropy.unsqueeze(1)).mul_(p).mul_(d_entropy.unsqueeze(1)))
+            weight = d_entropy if isinstance(d_entropy, float) else d_entropy.unsqueeze(1)
+            total.sub_((logp + entropy.unsqueeze(1)).mul_(p).mul_(weight))
         if d_neglogp is not None:
             weight = d_neglogp.unsqueeze(1)
             total.add_(p * weight).scatter_add_(1, index, -weight)
@@ -144,7 +145,7 @@ class StandardLoss(torch.autograd.Function):
             d_mus = _weigh(excess, 2.0 * bounds_weight, share, count)
             loss = loss + bounds * bounds_weight
 
-        ctx.share, ctx.count, ctx.entropy_weight = share, count, entropy_weight
+        ctx.d_entropy = -entropy_weight / count if share is None else share * -entropy_weight
         ctx.save_for_backward(d_neglogp, d_values, d_mus)
         parts = (policy, value, entropy_mean, bounds)
         loss = loss.clone() if loss is policy else loss
@@ -155,8 +156,7 @@ class StandardLoss(torch.autograd.Function):
     @differentiated_once
     def backward(ctx: Any, scale: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
         d_neglogp, d_values, d_mus = ctx.saved_tensors
-        share = 1.0 / ctx.count if ctx.share is None else ctx.share
-        d_entropy = (scale * (share * -ctx.entropy_weight)).expand(ctx.count) if ctx.needs_input_grad[1] else None
+        d_entropy = (scale * ctx.d_entropy).expand_as(d_neglogp) if ctx.needs_input_grad[1] else None
         scaled = [None if d is None else d * scale for d in (d_values, d_mus)]
         return d_neglogp * scale, d_entropy, *scaled, None, None
 

@@ -53,9 +53,12 @@ ACTIVATIONS: dict[type, tuple[Any, Any]] = {
 
 
 class Layer(NamedTuple):
-    linear: nn.Linear
-    forward: Any
-    backward: Any
+    """A linear layer's parameters (a module's attributes take longer to look up than the smallest kernels to run), its activation."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    forward: Any = None
+    backward: Any = None
 
 
 class Work:
@@ -63,7 +66,7 @@ class Work:
 
     def __init__(self, rows: int, trunks: list[list[Layer]], like: Tensor) -> None:
         def buffers() -> list[list[Tensor]]:
-            return [[like.new_empty(rows, layer.linear.out_features) for layer in trunk] for trunk in trunks]
+            return [[like.new_empty(rows, layer.bias.shape[0]) for layer in trunk] for trunk in trunks]
 
         self._whole = (buffers(), buffers())
         self.capacity = rows
@@ -86,10 +89,10 @@ class FusedNet:
     def __init__(self, net: Any) -> None:
         self.separate: bool = net.separate
         self.trunks = [_layers(net.actor_mlp)] + ([_layers(net.critic_mlp)] if net.separate else [])
-        self.policy_head: nn.Linear = net.mu if net.is_continuous else net.logits
-        self.value_head: nn.Linear = net.value
-        linears = [layer.linear for trunk in self.trunks for layer in trunk] + [self.policy_head, self.value_head]
-        self.parameters: list[nn.Parameter] = [p for linear in linears for p in (linear.weight, linear.bias)]
+        head = net.mu if net.is_continuous else net.logits
+        self.policy_head, self.value_head = Layer(head.weight, head.bias), Layer(net.value.weight, net.value.bias)
+        layers = [layer for trunk in self.trunks for layer in trunk] + [self.policy_head, self.value_head]
+        self.parameters: list[nn.Parameter] = [p for layer in layers for p in (layer.weight, layer.bias)]
         self._free: list[Work] = []
         self._step_work: Work | None = None
 
@@ -119,15 +122,16 @@ class FusedNet:
         if work is None or work.rows != obs.shape[0]:
             work = self._step_work = Work(obs.shape[0], self.trunks, obs)
         hidden = self._trunk(0, obs, work)
-        _linear(self.policy_head, hidden, head)
+        torch.addmm(self.policy_head.bias, hidden, self.policy_head.weight.t(), out=head)
         if values is not None:
-            _linear(self.value_head, self._trunk(1, obs, work) if self.separate else hidden, values)
+            hidden = self._trunk(1, obs, work) if self.separate else hidden
+            torch.addmm(self.value_head.bias, hidden, self.value_head.weight.t(), out=values)
 
     def values(self, obs: Tensor) -> Tensor:
         """(L, O) normalized -> normalized values (L, V), without gradients."""
         hidden = obs
         for layer in self.trunks[-1]:
-            hidden = layer.forward(F.linear(hidden, layer.linear.weight, layer.linear.bias))
+            hidden = layer.forward(F.linear(hidden, layer.weight, layer.bias))
         return F.linear(hidden, self.value_head.weight, self.value_head.bias)
 
     # ---- a minibatch --------------------------------------------------------------------------------------------------
@@ -151,7 +155,7 @@ class FusedNet:
     def _trunk(self, which: int, obs: Tensor, work: Work) -> Tensor:
         hidden = obs
         for layer, out in zip(self.trunks[which], work.hidden[which], strict=True):
-            _linear(layer.linear, hidden, out)
+            torch.addmm(layer.bias, hidden, layer.weight.t(), out=out)
             layer.forward(out)
             hidden = out
         return hidden
@@ -168,28 +172,28 @@ class FusedNet:
         value_trunk = len(self.trunks) - 1
         grads: list[Tensor | None] = []
         for i in range(len(self.trunks)):
-            into = [(g, linear) for g, linear, at in ((head, self.policy_head, 0), (values, self.value_head, value_trunk))
+            into = [(g, layer) for g, layer, at in ((head, self.policy_head, 0), (values, self.value_head, value_trunk))
                     if g is not None and at == i]  # fmt: skip
             grads += self._trunk_backward(i, obs, work, into)
         for grad, at in ((head, 0), (values, value_trunk)):
             grads += [None, None] if grad is None else [grad.t().mm(work.hidden[at][-1]), grad.sum(0)]
         return grads
 
-    def _trunk_backward(self, which: int, obs: Tensor, work: Work, into: list[tuple[Tensor, nn.Linear]]) -> list[Tensor | None]:
+    def _trunk_backward(self, which: int, obs: Tensor, work: Work, into: list[tuple[Tensor, Layer]]) -> list[Tensor | None]:
         layers, hidden, buffers = self.trunks[which], work.hidden[which], work.grads[which]
         if not into:
             return [None, None] * len(layers)
         grad = buffers[-1]
         torch.mm(into[0][0], into[0][1].weight, out=grad)
-        for more, linear in into[1:]:
-            grad.addmm_(more, linear.weight)
+        for more, head in into[1:]:
+            grad.addmm_(more, head.weight)
         found: list[Tensor | None] = []
         for i in reversed(range(len(layers))):
             layers[i].backward(grad, hidden[i])
             below = obs if i == 0 else hidden[i - 1]
             found = [grad.t().mm(below), grad.sum(0), *found]
             if i > 0:
-                torch.mm(grad, layers[i].linear.weight, out=buffers[i - 1])
+                torch.mm(grad, layers[i].weight, out=buffers[i - 1])
                 grad = buffers[i - 1]
         return found
 
@@ -217,8 +221,4 @@ class _Forward(torch.autograd.Function):
 
 
 def _layers(mlp: Any) -> list[Layer]:
-    return [Layer(linear, *ACTIVATIONS[type(act)]) for linear, act in zip(mlp[::2], mlp[1::2], strict=True)]
-
-
-def _linear(linear: nn.Linear, x: Tensor, out: Tensor) -> None:
-    torch.addmm(linear.bias, x, linear.weight.t(), out=out)
+    return [Layer(linear.weight, linear.bias, *ACTIVATIONS[type(act)]) for linear, act in zip(mlp[::2], mlp[1::2], strict=True)]
