@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -166,3 +167,27 @@ def test_torchruns_variables_must_be_numbers(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(UserError, match="environment variable WORLD_SIZE is 'two', not a number from 1 up"), joined():
         pass
+
+
+@pytest.mark.long
+def test_the_learning_curve_is_that_of_one_process_with_all_environments(tmp_path: Path) -> None:
+    """CartPole, three seeds: 2 ranks x 16 environments against 32. The exact comparison is tests/test_ranks.py; here noise and
+    minibatches differ, so curves agree as far as seeds do."""
+    base = ["train.py", "task=TorchCartPole", "train=PPO", "max_frames=120000", "train.params.torch_threads=1", "progress=off"]
+    minibatch = "train.params.config.minibatch_size"
+
+    def curve(name: str, seed: int, ranks: int) -> np.ndarray:
+        """(4,) mean return in each quarter of the run."""
+        run = [*base, f"num_envs={32 // ranks}", f"{minibatch}={512 // ranks}", f"seed={seed}", f"run_dir={tmp_path}/{name}{seed}"]
+        for status, _, err in finish(start(*[run] * ranks)):
+            assert status == 0, err
+        lines = read_metrics(tmp_path / f"{name}{seed}" / "metrics.jsonl")
+        assert lines[-1]["frames"] >= 120000
+        return np.array([np.mean([line["return_mean"] for line in part]) for part in np.array_split(np.array(lines), 4)])
+
+    two, one = (np.stack([curve(name, seed, ranks) for seed in (0, 1, 2)]) for name, ranks in (("two", 2), ("one", 1)))
+    print(two.round(1), one.round(1), sep="\n")
+    assert (two[:, -1] > 150).all()
+    spread = np.sqrt(two.var(0, ddof=1) / 3 + one.var(0, ddof=1) / 3)
+    t = 2.776  # 95 %, 4 degrees of freedom
+    assert (np.abs(two.mean(0) - one.mean(0)) <= t * spread + 0.05 * one.mean(0)).all()
