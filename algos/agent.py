@@ -20,7 +20,7 @@ from rl_games.common.tr_helpers import DefaultRewardsShaper
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from algos import losses
+from algos import losses, rank_sync
 from algos.batch import Batch
 from algos.central_value import CentralValue
 from algos.collect import Collector
@@ -75,6 +75,15 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
     optimizer: Any  # what build_optimizers() calls 'policy'
     model: Any  # rl_games' module: it has get_aux_loss() and running_mean_std, which nn.Module does not know
 
+    @property
+    def global_rank(self) -> int:
+        """By this rl_games knows who opens the TensorBoard writer."""
+        return self.ranks.rank
+
+    @global_rank.setter
+    def global_rank(self, value: int) -> None:
+        """rl_games sets it to 0: it knows ranks only with its own process group."""
+
     @classmethod
     def for_actions(cls, kind: str) -> type[Agent]:
         """This class joined with rl_games' agent for the action kind: RPO -> RPO over A2CAgent, or over DiscreteA2CAgent."""
@@ -83,6 +92,7 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
 
     def __init__(self, params: dict[str, Any], env: VecEnv, context: RunContext) -> None:
         self.context = context
+        self.ranks = context.ranks
         self.vec_env = env
         self.options = algo_options(context.entry, params["config"])
         self.policy: Policy = (context.entry.policy or Policy)(
@@ -119,6 +129,8 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
         self._updating = False  # inside the default update, whose graphs are differentiated once
         self.obs = None
         self.seconds = 0.0  # of training, over all resumed parts
+        self.seed = params.get("seed")
+        rank_sync.own_streams(self.seed, self.ranks)
 
     # ---- building ------------------------------------------------------------------------------------------------------
 
@@ -142,12 +154,13 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
         base = ContinuousA2CBase if self.kind == "continuous" else DiscreteA2CBase
         with quiet():
             base.__init__(self, "run", {**params, "config": config})
+        rank_sync.mute(self)
         self.max_frames = int(given.get("max_frames") or given.get("max_steps") or -1)
         self.max_epochs = int(given.get("max_epochs") or -1)
         self.mixed_precision = bool(given.get("mixed_precision", False)) or self.options.precision == "bf16"
         self.normalize_rms_advantage = bool(given.get("normalize_rms_advantage", False))
         self.scaler = torch.amp.GradScaler(self.policy.device.type, enabled=self.mixed_precision and self.options.scale_bf16)
-        if self.use_diagnostics:
+        if self.use_diagnostics and self.ranks.is_main:
             self.diagnostics = Diagnostics()
         central = self.has_central_value
         self.has_value_loss = not central or bool(given.get("use_experimental_cv", self.kind == "continuous"))
@@ -219,22 +232,24 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
 
     def train(self) -> dict[str, Any]:
         """Trains to the end of the budget. Returns {"exit_reason", "return_mean", "return_best", "frames", "epochs", "seconds"}."""
+        rank_sync.start(self)
         self.on_train_start()
         self.algo_observer.on_train_start(self)
         if self.obs is None:
             self.reset_environments()
         started = time.perf_counter() - self.seconds
         last_save = time.perf_counter()
-        reason = self.exit_reason()
+        reason = self.ranks.first(self.exit_reason())
         while reason is None:
             metrics = self.train_epoch()
             self.seconds = time.perf_counter() - started
             self._finish_epoch(metrics)
-            reason = self.exit_reason()
-            if reason is not None or self.epoch_num == 1 or time.perf_counter() - last_save >= self.context.save_interval:
+            reason = self.ranks.first(self.exit_reason())
+            due = time.perf_counter() - last_save >= self.context.save_interval
+            if reason is not None or self.epoch_num == 1 or self.ranks.any(due):
                 self.save(str(self.last_path))
                 last_save = time.perf_counter()
-        if not self.last_path.exists():  # stopped before the first epoch
+        if self.ranks.any(self.ranks.is_main and not self.last_path.exists()):  # stopped before the first epoch
             self.save(str(self.last_path))
         return self.summary(reason)
 
@@ -276,7 +291,7 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
         self.metrics.update(self.update(batch))
         self.metrics.update(self.extra_update(batch))
         end = time.perf_counter()
-        if self.options.eval_every and self.epoch_num % self.options.eval_every == 0:
+        if self.ranks.is_main and self.options.eval_every and self.epoch_num % self.options.eval_every == 0:
             self.metrics.update(self.evaluate())
         self.metrics.update(
             {
@@ -412,6 +427,7 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
         for parameter in stepped.parameters:
             parameter.grad = None
         self.scaler.scale(loss).backward()
+        self.ranks.average_gradients(stepped.parameters)
         clip = stepped.grad_norm
         if group == "policy" and self.truncate_grads:
             clip = self.grad_norm
@@ -426,7 +442,7 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
 
     def _schedule(self, kl: Tensor) -> None:
         frames = self.frame if self.options.schedule_with_frames else 0
-        kl_value = kl.item() if self.is_adaptive_lr else 0.0
+        kl_value = self.ranks.mean(kl).item() if self.is_adaptive_lr else 0.0
         self.last_lr, self.entropy_coef = self.scheduler.update(self.last_lr, self.entropy_coef, self.epoch_num, frames, kl_value)
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = self.last_lr
@@ -435,6 +451,7 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
 
     def _finish_epoch(self, metrics: dict[str, float]) -> None:
         episodes = self.game_rewards
+        rank_sync.share_epoch(self, metrics)
         metrics.update(epoch=self.epoch_num, frames=self.frame, seconds=self.seconds, episodes=episodes.finished)
         metrics.update({"info/last_lr": self.last_lr, "info/e_clip": self.e_clip, "info/lr_mul": 1.0, "info/epochs": self.epoch_num})
         if len(episodes):
@@ -445,7 +462,7 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
         if self.options.check_finite:
             self.check_metrics(metrics)
         self.after_epoch(metrics)
-        better, improved = self.best_metric(), False
+        better, improved = self.ranks.of_main(self.best_metric()), False
         if better is not None and self.epoch_num >= self.save_best_after and better > self.last_mean_rewards:
             self.last_mean_rewards, improved = better, True
         if self.last_mean_rewards > -1e9:
@@ -453,7 +470,7 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
         self.diagnostics.epoch(self, current_epoch=self.epoch_num)
         self.diagnostics.send_info(self.writer)
         self.algo_observer.after_print_stats(self.frame, self.epoch_num, self.seconds)
-        metrics.update(self.algo_observer.metrics())
+        metrics.update(rank_sync.share_metrics(self.ranks, self.algo_observer.metrics()))
         self.algo_observer.on_epoch(metrics)
         if self.has_self_play_config and len(episodes):
             self.self_play_manager.update(self)
@@ -492,7 +509,7 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
             return self.context.evaluate(self.get_full_state_weights())
 
     def _count_frames(self, rollout: Rollout) -> int:
-        return int(rollout.valid.sum()) // self.num_agents
+        return self.ranks.sum(int(rollout.valid.sum()) // self.num_agents)
 
 
 Agent.default_class = Agent

@@ -83,5 +83,5 @@ class ByHand:
         self.net.give_back(work)
         if self.sigma is not None:
             grads.append(d_sigma)
-        self.optimizer.step_with(grads, self.places, agent.grad_norm if agent.truncate_grads else None)
+        self.optimizer.step_with(grads, self.places, agent.grad_norm if agent.truncate_grads else None, agent.ranks)
         return out, self.fast.named(means, self.bounds)

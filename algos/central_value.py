@@ -64,6 +64,11 @@ class CentralValue(CentralValueTrain):
         self.update_lr(self.lr)
         return {"losses/cval_loss": float(total / max(count, 1)), "info/cval_lr": float(self.lr)}
 
+    def update_lr(self, lr: float) -> None:
+        """rl_games' sends the rate from rank 0 in float32; every rank has computed the same one."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
     def calc_loss(self, value_preds_batch: Any, values: Any, returns_batch: Any, rnn_masks_batch: Any) -> Tensor:
         loss = common_losses.critic_loss(self.model, value_preds_batch, values, self.e_clip, returns_batch, self.clip_value)
         return losses.masked_mean(loss, rnn_masks_batch)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
+from core.ranks import ALONE, Ranks
+
 
 class FlatAdam(optim.Adam):
     """`torch.optim.Adam`, number for number, of parameters that lie side by side in one tensor.
@@ -59,9 +61,11 @@ class FlatAdam(optim.Adam):
         self.step_with(grads, range(len(grads)), max_norm)
         return True
 
-    def step_with(self, grads: list[Any], places: Sequence[int], max_norm: float | None) -> None:
-        """Steps with given gradients: `grads[i]` is that of parameter `places[i]`; all parameters must have one."""
+    def step_with(self, grads: list[Any], places: Sequence[int], max_norm: float | None, ranks: Ranks = ALONE) -> None:
+        """Steps with given gradients: `grads[i]` is that of parameter `places[i]`; all parameters must have one. They are averaged over
+        the ranks before they are clipped."""
         torch._foreach_copy_([self._gradients[i] for i in places], grads)
+        ranks.mean_(self._grad)
         if max_norm is not None:
             norm = torch.linalg.vector_norm(self._grad)
             self._grad.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))  # as torch.nn.utils.clip_grad_norm_

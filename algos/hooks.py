@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn, optim
 
-from algos import losses
+from algos import losses, rank_sync
 from algos.batch import Batch
 from algos.flat_adam import FlatAdam
 from algos.heads import Output, read_output
@@ -117,6 +117,8 @@ class Hooks(Base):
         """
         if self.advantage_stats is not None:
             return self.advantage_stats(advantages)
+        if self.ranks.world > 1:
+            return rank_sync.normalized(self.ranks, advantages, mask)
         return losses.normalized(advantages, mask)
 
     def transform_batch(self, batch: Batch) -> Batch:

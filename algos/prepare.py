@@ -67,8 +67,10 @@ class Preparer(Base):
         obs = fields["obs"]
         large = isinstance(obs, Tensor) and 4 * obs.numel() > LARGE  # pictures: by the minibatch, and normalized when they are used
         rows = torch.arange(len(fields["actions"]), device=fields["actions"].device)
-        for piece in (rows if mask is None else rows[mask.bool()]).split(self.minibatch_size if large else len(rows)):
-            learn(self.model.running_mean_std, self.policy.preprocess(tree_map(lambda x: x[piece], obs)))  # noqa: B023
+        pieces = -(-len(rows) // self.minibatch_size) if large else 1  # as many on every rank, whatever its mask
+        for piece in (rows if mask is None else rows[mask.bool()]).tensor_split(pieces):
+            seen = self.policy.preprocess(tree_map(lambda x: x[piece], obs))  # noqa: B023
+            learn(self.model.running_mean_std, seen, self.ranks)
         if self.fast.reason is None:
             self.fast.refresh()
             if not large:

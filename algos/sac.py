@@ -56,7 +56,7 @@ class SACPolicy(Policy):
             raise UserError(f"checkpoint does not fit this network: {str(error).splitlines()[-1].strip()}") from error
 
 
-@register_algo("sac", policy=SACPolicy, actions=("continuous",))
+@register_algo("sac", policy=SACPolicy, actions=("continuous",), multi_rank=False)
 class SAC(SACAgent):
     """rl_games' SACAgent with a train loop that reports, saves and stops as the others do."""
 

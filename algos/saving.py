@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from algos import rank_sync
 from core import checkpoint
 from core.errors import UserError
 from core.quiet import quiet
@@ -28,8 +29,11 @@ class Saving(Base):
         return Path(self.nn_dir) / "best.pth"
 
     def save(self, fn: str) -> None:
-        """Writes the full state to `fn` (".pth" is added where it lacks, as rl_games does)."""
-        checkpoint.save(fn if fn.endswith(".pth") else f"{fn}.pth", self.get_full_state_weights())
+        """Writes the full state to `fn` (".pth" is added where it lacks, as rl_games does). Of several ranks all must call it; the
+        first one writes."""
+        state = rank_sync.with_ranks(self, self.get_full_state_weights())
+        if self.ranks.is_main:
+            checkpoint.save(fn if fn.endswith(".pth") else f"{fn}.pth", state)
 
     def save_milestones(self, improved: bool) -> None:
         """best.pth where the metric improved; `last_<name>_ep_<n>_rew_<r>.pth` every `save_frequency` epochs."""
@@ -91,6 +95,7 @@ class Saving(Base):
         self.set_full_state_weights(state, set_epoch)
 
     def set_full_state_weights(self, weights: dict[str, Any], set_epoch: bool = True) -> None:
+        weights = rank_sync.of_this_rank(self, weights)
         self.policy.load(weights)
         if self.central_value_net is not None:
             if "assymetric_vf_nets" not in weights:

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from core import registry, schema, validate
+from core import ranks, registry, schema, validate
 from core.errors import UserError, nearest
 from core.validate import algo_options, check_batch, unread
 
@@ -290,9 +290,12 @@ def to_params(cfg: Config) -> Config:
 def resolve_device(asked: str, in_train: str | None = None) -> str:
     """'cpu' or 'cuda:N'. auto: what the train config names if it is there, else CUDA if there is one, else the CPU.
 
-    Raises UserError for a CUDA device that this machine lacks.
+    Where several ranks run on this machine, each takes cuda:LOCAL_RANK. Raises UserError for a CUDA device that this machine lacks.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    own = ranks.local_device(asked, in_train, gpus)
+    if own is not None:
+        return own
     here = ["cpu"] + [f"cuda:{n}" for n in range(gpus)]
     if asked == "auto":
         default = here[min(1, gpus)]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.ranks import Ranks
 from core.registry import AlgoEntry
 
 if TYPE_CHECKING:
@@ -24,3 +25,4 @@ class RunContext:
     save_interval: float = 60.0  # seconds between writes of nn/last.pth
     evaluate: Callable[[dict[str, Any]], dict[str, float]] | None = None  # checkpoint -> metrics of an evaluation in training
     stop_requested: str | None = None  # exit reason, set by a signal handler; honoured at the end of the epoch
+    ranks: Ranks = dataclasses.field(default_factory=Ranks)  # the processes that train together; here: this one alone

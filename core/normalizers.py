@@ -8,6 +8,8 @@ import torch
 from rl_games.algos_torch.running_mean_std import RunningMeanStd
 from torch import nn
 
+from core.ranks import ALONE, Ranks
+
 
 class DictRunningMeanStd(nn.Module):
     """One running mean and variance per key. Same buffer names as rl_games' `RunningMeanStdObs`, so its checkpoints load.
@@ -43,23 +45,27 @@ class MovingMeanStd(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
-            self.step += 1
-            self.mean.mul_(self.decay).add_((1 - self.decay) * x.mean())
-            self.square.mul_(self.decay).add_((1 - self.decay) * (x * x).mean())
+            self.update(x.mean(), (x * x).mean())
         seen = 1.0 - self.decay ** self.step.clamp_min(1).double()
         mean, square = self.mean / seen, self.square / seen
         std = torch.sqrt((square - mean * mean).clamp_min(1e-10))
         return ((x - mean.float()) / std.float()).clamp(-5.0, 5.0)
 
+    def update(self, mean: torch.Tensor, square: torch.Tensor) -> None:
+        """Counts one batch by its mean and its mean square, both ()."""
+        self.step += 1
+        self.mean.mul_(self.decay).add_((1 - self.decay) * mean)
+        self.square.mul_(self.decay).add_((1 - self.decay) * square)
 
-def learn(stats: Any, rows: torch.Tensor | dict[str, torch.Tensor]) -> None:
-    """Lets a RunningMeanStd (or the one for Dict observations) see rows (L, ...), as its own forward pass in training does."""
+
+def learn(stats: Any, rows: torch.Tensor | dict[str, torch.Tensor], ranks: Ranks = ALONE) -> None:
+    """Lets a RunningMeanStd (or the one for Dict observations) see rows (L, ...), as its own forward pass in training does. Of several
+    ranks all must call it, and each sees the rows of all."""
     if isinstance(rows, dict):
         for key, value in rows.items():
-            learn(stats.running_mean_std[key], value)
+            learn(stats.running_mean_std[key], value, ranks)
         return
-    batch_mean, batch_var = rows.mean(0), rows.var(0, unbiased=False)
-    count = rows.shape[0]
+    batch_mean, batch_var, count = ranks.moments(rows, stats.axis)
     total = stats.count + count
     delta = batch_mean - stats.running_mean
     squares = stats.running_var * stats.count + batch_var * count + delta**2 * stats.count * count / total

@@ -32,6 +32,7 @@ class AlgoEntry:
     player: str  # name of the player that evaluates it
     policy: type | None  # Policy subclass shared by agent and player; None: the default one
     actions: tuple[str, ...]  # action kinds it can handle
+    multi_rank: bool = True  # whether it can train in several processes
 
 
 class Shelf:
@@ -90,15 +91,17 @@ def register_algo(
     player: str = "default",
     policy: type | None = None,
     actions: tuple[str, ...] = ACTION_KINDS,
+    multi_rank: bool = True,
 ) -> Callable[[type], type]:
     """Class decorator. `config` is a keyword-only dataclass of the algorithm's own keys, `player` the name of its player,
-    `policy` the Policy subclass that agent and player share, `actions` the action kinds that it can handle."""
+    `policy` the Policy subclass that agent and player share, `actions` the action kinds that it can handle. `multi_rank=False`:
+    its update cannot be split over several processes (docs/scale.md)."""
     bad = set(actions) - set(ACTION_KINDS)
     if bad:
         raise UserError(f"register_algo('{name}'): unknown action kinds {sorted(bad)}. Valid: {', '.join(ACTION_KINDS)}")
 
     def wrap(cls: type) -> type:
-        algos.add(name, AlgoEntry(name, cls, config, player, policy, tuple(actions)))
+        algos.add(name, AlgoEntry(name, cls, config, player, policy, tuple(actions), multi_rank))
         return cls
 
     return wrap

@@ -164,6 +164,22 @@ class RunDir:
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
+class Unwritten(RunDir):
+    """The run directory as ranks beyond the first see it: they know its paths, and write none of its files."""
+
+    def write_config(self, cfg: dict[str, Any]) -> None: ...
+
+    def start(self, info: dict[str, Any]) -> None: ...
+
+    def finish(self, exit_reason: str) -> None: ...
+
+    def append_metrics(self, metrics: dict[str, Any]) -> None: ...
+
+    def truncate_metrics(self, epoch: int) -> None: ...
+
+    def write_result(self, result: dict[str, Any]) -> None: ...
+
+
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The epochs of a metrics.jsonl; [] where there is no such file. A last line that a kill cut short is left out."""
     path = Path(path)

@@ -24,10 +24,12 @@ from core.context import RunContext
 from core.errors import UserError
 from core.observers import Run, make_observers
 from core.policy import Policy
+from core.ranks import Ranks, joined, local_world_size, world_size
 from core.registry import AlgoEntry
-from core.run_dir import RunDir
+from core.run_dir import RunDir, Unwritten
 from core.vecenv import VecEnv, action_kind
 
+ENV_OBSERVERS = ("scores", "episode")  # what they read from each rank's environments is averaged over the ranks
 EVAL_SEED_OFFSET = 100_000  # training environments are seeded seed, seed + 1, ...: evaluation plays on others
 
 
@@ -35,13 +37,26 @@ def train(cfg: dict[str, Any]) -> dict[str, Any]:
     """Trains to the end of the budget, or goes on where `cfg['resume']` stopped. Returns result.json's content.
 
     Everything that can be wrong with the config is found before the run directory is made. Raises UserError for it, and whatever
-    the run itself raises, after result.json and run.json say why it ended.
+    the run itself raises, after result.json and run.json say why it ended. Under torchrun it is one of several ranks
+    (docs/scale.md), of which the first alone writes and prints; RankLost where another one ended.
     """
+    entry = registry.algos.get(cfg["train"]["params"]["algo"]["name"], "train.params.algo.name")
+    if world_size() > 1 and not entry.multi_rank:
+        raise UserError(f"algorithm '{entry.name}' trains in one process, and this is one of {world_size()} (WORLD_SIZE): start it alone")
+    with joined() as ranks:
+        return _train_on(ranks, cfg, entry)
+
+
+def _train_on(ranks: Ranks, cfg: dict[str, Any], entry: AlgoEntry) -> dict[str, Any]:
+    ranks.agree(cfg)
     params = to_params(cfg)
-    entry = registry.algos.get(params["algo"]["name"], "train.params.algo.name")
+    device = params["config"]["device"]
+    ranks.agree({"device that 'auto' found": device.split(":")[0]})
+    if ranks.world > 1 and device != "cpu":
+        torch.cuda.set_device(device)
     seed_everything(params["seed"], cfg["torch_deterministic"])
     set_threads(params)
-    with contextlib.closing(make_env(cfg, params["config"]["num_actors"], params["seed"], params["config"]["device"])) as env:
+    with contextlib.closing(make_rank_env(ranks, cfg, params)) as env:
         kind = check_actions(entry, env)
         check_batch(params, env.num_agents)
         # What cannot be built or loaded is told before there is a run directory; the agent's own network is built from the same seed.
@@ -51,40 +66,68 @@ def train(cfg: dict[str, Any]) -> dict[str, Any]:
             checkpoint.check_fits(state, entry.name, cfg["checkpoint"])
             policy.load(state)
         seed_everything(params["seed"], cfg["torch_deterministic"])
-        if cfg["resume"]:
-            run_dir = RunDir.open(cfg["resume"])
-        else:
-            name = cfg["experiment"] or f"{cfg['task']['name']}_{algo_label(cfg, params)}"
-            run_dir = RunDir.create(cfg["runs_dir"], name, cfg["run_dir"])
-        return _train(cfg, params, entry, kind, env, run_dir)
+        run_dir = _run_dir(ranks, cfg, params)
+        return _train(ranks, cfg, params, entry, kind, env, run_dir)
 
 
-def _train(cfg: dict[str, Any], params: dict[str, Any], entry: AlgoEntry, kind: str, env: VecEnv, run_dir: RunDir) -> dict[str, Any]:
+def _run_dir(ranks: Ranks, cfg: dict[str, Any], params: dict[str, Any]) -> RunDir:
+    """Made or opened by the first rank; the others know where it is."""
+    if not ranks.is_main:
+        return RunDir(ranks.of_main(None))
+    if cfg["resume"]:
+        run_dir = RunDir.open(cfg["resume"])
+    else:
+        name = cfg["experiment"] or f"{cfg['task']['name']}_{algo_label(cfg, params)}"
+        run_dir = RunDir.create(cfg["runs_dir"], name, cfg["run_dir"])
+    ranks.of_main(str(run_dir.path))
+    return run_dir
+
+
+def _train(
+    ranks: Ranks, cfg: dict[str, Any], params: dict[str, Any], entry: AlgoEntry, kind: str, env: VecEnv, run_dir: RunDir
+) -> dict[str, Any]:
     head = {"task": cfg["task"]["name"], "algo": entry.name, "seed": params["seed"]}
+    if ranks.world > 1:
+        head["ranks"] = ranks.world
+    run_dir = run_dir if ranks.is_main else Unwritten(run_dir.path)
     config = params["config"]
     limits = [n if n and n > 0 else None for n in (config.get("max_frames"), config.get("max_epochs"))]
-    observers = make_observers(wanted_observers(cfg), Run(run_dir, cfg, *limits))
+    wanted = wanted_observers(cfg) if ranks.is_main else dict.fromkeys(ENV_OBSERVERS)
+    observers = make_observers(wanted, Run(run_dir, cfg, *limits))
     run_dir.write_config(cfg)
     run_dir.start(head)
-    context = RunContext(entry, run_dir.path, observers, cfg, cfg["save_interval"])
+    context = RunContext(entry, run_dir.path, observers, cfg, cfg["save_interval"], ranks=ranks)
     result: dict[str, Any] = {**head, "exit_reason": "failed"}
+
+    def write_failure(message: str) -> None:
+        result.update(exit_reason="failed", error=message)
+        run_dir.write_result(result)
+        run_dir.finish(f"failed: {message}")
+
+    ranks.on_lost(write_failure)
     try:
         with evaluation_in_training(cfg, params, entry, context):
             agent = entry.cls.for_actions(kind)(params, env, context)
             _start_from(cfg, agent, run_dir)
-            print_run_table(describe(cfg, params, entry, env, agent, run_dir), title=run_dir.path.name)
+            if ranks.is_main:
+                print_run_table(describe(cfg, params, entry, env, agent, run_dir), title=run_dir.path.name)
             with signals(context):
                 result.update(agent.train())
         result["checkpoint"] = str(run_dir.best if run_dir.best.exists() else run_dir.last)
         run_dir.write_result(result)
         observers.on_train_end(result)
     except BaseException as error:
-        result.update(exit_reason="failed", error=_told(error))
+        told = ranks.explain(error)
+        result.update(exit_reason="failed", error=_told(told))
         run_dir.write_result(result)
+        if told is not error:
+            raise told from error
         raise
     finally:
         observers.close()
         run_dir.finish(result["exit_reason"] if result["exit_reason"] != "failed" else f"failed: {result.get('error', '')}")
+    if not ranks.is_main:
+        return result
     _draw(run_dir)
     print_result(result, run_dir, eval_command(result["checkpoint"]))
     return result
@@ -95,6 +138,8 @@ def evaluate(cfg: dict[str, Any]) -> dict[str, Any]:
 
     Returns eval.json's content. Raises UserError where checkpoint and config do not belong together.
     """
+    if world_size() > 1:
+        raise UserError(f"one process plays an evaluation, and this is one of {world_size()} (WORLD_SIZE): start it without torchrun")
     params = to_params(cfg)
     entry = registry.algos.get(params["algo"]["name"], "train.params.algo.name")
     settings = cfg["player"]
@@ -140,6 +185,18 @@ def make_env(cfg: dict[str, Any], num_envs: int, seed: int | None, device: str, 
     return factory(num_envs=num_envs, seed=seed, device=device, render_mode=render_mode, **options)
 
 
+def make_rank_env(ranks: Ranks, cfg: dict[str, Any], params: dict[str, Any]) -> VecEnv:
+    """The training environments of one rank. Rank r's environment i is seeded as environment r * num_envs + i of a single process,
+    so that no two are alike."""
+    num_envs = params["config"]["num_actors"]
+    offset = ranks.rank * num_envs
+    task = dict(cfg["task"])
+    own = task.get("env_config")
+    if offset and isinstance(own, dict) and isinstance(own.get("seed"), int):  # rl_games' YAMLs may give a seed there, which counts
+        task["env_config"] = {**own, "seed": own["seed"] + offset}
+    return make_env({**cfg, "task": task}, num_envs, params["seed"] + offset, params["config"]["device"])
+
+
 def make_policy(
     entry: AlgoEntry, params: dict[str, Any], env: VecEnv, num_envs: int, device: str, state: dict[str, Any], sigma: float | None = None
 ) -> Policy:
@@ -177,10 +234,10 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
 
 
 def set_threads(params: dict[str, Any]) -> None:
-    """rl_games' `params.torch_threads`: a number, 0 for torch's own choice, 'auto' for at most four."""
+    """rl_games' `params.torch_threads`: a number, 0 for torch's own choice, 'auto' for at most four; the ranks of a machine share it."""
     threads = params.get("torch_threads", "auto")
     if threads == "auto":
-        threads = max(1, min(4, os.cpu_count() or 1))
+        threads = max(1, min(4, (os.cpu_count() or 1) // local_world_size()))
     if threads:
         torch.set_num_threads(int(threads))
 
@@ -217,7 +274,8 @@ def signals(context: RunContext) -> Iterator[None]:
         if context.stop_requested:
             raise KeyboardInterrupt
         context.stop_requested = names[signal.Signals(number)]
-        print(f"\n{context.stop_requested}: finishing this epoch, then saving (once more: stop at once)", flush=True)
+        if context.ranks.is_main:
+            print(f"\n{context.stop_requested}: finishing this epoch, then saving (once more: stop at once)", flush=True)
 
     try:
         old = {number: signal.signal(number, stop) for number in names}
@@ -284,6 +342,9 @@ def describe(
                      "device": config["device"], "threads": str(torch.get_num_threads())},
         "files": {"directory": str(run_dir.path)},
     }  # fmt: skip
+    ranks = agent.context.ranks
+    if ranks.world > 1:
+        sections["training"]["ranks"] = f"{ranks.world}, data-parallel: {ranks.world * env.num_envs:,} environments"
     if cfg["resume"]:
         sections["training"]["resumed"] = f"at epoch {agent.epoch_num}, frame {agent.frame:,}"
     return sections

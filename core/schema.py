@@ -351,7 +351,7 @@ COMMON_CONFIG: Section = {
     "log_path": Key(Text, "rl_games reads it and uses it for nothing"),
     "features": Key(Free, "rl_games' observer and soft augmentation", nullable=True),
     "torch_compile": Key(bool | Text | Free, "compile the networks; a mode, or {mode, critic_mode}"),
-    "multi_gpu": Key(bool, "data-parallel training"),
+    "multi_gpu": Key(bool, "data-parallel training, which torchrun starts: docs/scale.md"),
     "population_based_training": Key(bool, "rl_games' PBT names and intervals"),
     "pbt_idx": Key(Natural, "index of the policy in its population"),
     "defer_summaries_sec": Key(NonNegative, "PBT: seconds before the first summary"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -170,9 +169,6 @@ def _refused(cfg: dict[str, Any]) -> Iterator[str]:
     params = cfg["train"]["params"]
     config, network = params.get("config"), params.get("network")
     if isinstance(config, Mapping):
-        ranks = int(os.environ.get("WORLD_SIZE", "1"))
-        if ranks > 1:
-            yield f"this is one of {ranks} processes (WORLD_SIZE), but data-parallel training is not supported by this version: start one"
         if config.get("lr_schedule") == "adaptive" and "kl_threshold" not in config:
             yield "train.params.config.kl_threshold is missing: lr_schedule is 'adaptive' and needs the KL divergence to aim at"
         for part, path in ((config, ""), (config.get("central_value_config"), ".central_value_config")):

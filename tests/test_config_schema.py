@@ -140,11 +140,6 @@ def test_wrong_values(path: str, value: Any, told: str) -> None:
     assert told in message
 
 
-def test_several_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    assert "one of 4 processes" in mistakes()
-
-
 def test_what_must_be_given() -> None:
     cfg = valid()
     del cfg["train"]["params"]["config"]["tau"], cfg["train"]["params"]["config"]["minibatch_size_per_env"]
