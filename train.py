@@ -12,6 +12,10 @@ from __future__ import annotations
 
 import sys
 
+from core import lean  # noqa: F401  before whatever imports torch
+
+# isort: split
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
