@@ -24,6 +24,7 @@ from core.context import RunContext
 from core.errors import UserError
 from core.observers import Run, make_observers
 from core.policy import Policy
+from core.process import FirstStep, peak_memory_mb
 from core.registry import AlgoEntry
 from core.run_dir import RunDir
 from core.vecenv import VecEnv, action_kind
@@ -73,8 +74,10 @@ def _train(cfg: dict[str, Any], params: dict[str, Any], entry: AlgoEntry, kind: 
             agent = entry.cls.for_actions(kind)(params, env, context)
             _start_from(cfg, agent, run_dir)
             print_run_table(describe(cfg, params, entry, env, agent, run_dir), title=run_dir.path.name)
+            first_step = FirstStep(env)
             with signals(context):
                 result.update(agent.train())
+            result.update({"time/start": first_step.seconds, "peak_memory_mb": peak_memory_mb()})
         result["checkpoint"] = str(run_dir.best if run_dir.best.exists() else run_dir.last)
         run_dir.write_result(result)
         observers.on_train_end(result)
