@@ -12,18 +12,27 @@ from __future__ import annotations
 
 import sys
 
+from core import lean  # noqa: F401  before whatever imports torch
+
+# isort: split
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from core import checkpoint, registry, runner
-from core.cli import main_guard, translate
+from core.cli import as_job, main_guard, read
 from core.config import check, effective
 
 
 @hydra.main(version_base="1.3", config_path="cfg", config_name="config")
 @main_guard()
 def main(composed: DictConfig) -> None:
+    """One of the runs that only Hydra can start: a sweep, or one with a `hydra.*` key."""
+    run(composed)
+
+
+def run(composed: DictConfig) -> None:
     """One run, from what Hydra composed. Returns nothing: results are files in the run directory."""
     registry.discover()
     cfg = effective(composed, HydraConfig.get().overrides.task, checkpoint.read_config)
@@ -37,5 +46,8 @@ def main(composed: DictConfig) -> None:
 
 if __name__ == "__main__":
     with main_guard():
-        sys.argv[1:] = translate(sys.argv[1:])
-    main()
+        sys.argv[1:], own = read(sys.argv[1:])
+        if own is not None:
+            run(as_job(own))
+    if own is None:
+        main()

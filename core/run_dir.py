@@ -113,14 +113,15 @@ class RunDir:
     def start(self, info: dict[str, Any]) -> None:
         """Opens a session in run.json and states where it comes from. `info`: task, algo, seed and what else names the run."""
         now = _now()
-        session = {"start": now, "end": None, "exit_reason": "running", **provenance()}
+        origin = provenance()
+        session = {"start": now, "end": None, "exit_reason": "running", **origin}
         past = self._read_run()
         sessions = past.get("sessions", [])
         for one in sessions:
             if one["end"] is None:
                 one["exit_reason"] = "killed"  # a run that ends in any other way says so itself
         head = {"start": past.get("start", now), "end": None, "exit_reason": "running"}
-        write_json(self.path / "run.json", {**info, **head, **provenance(), "sessions": [*sessions, session]})
+        write_json(self.path / "run.json", {**info, **head, **origin, "sessions": [*sessions, session]})
 
     def finish(self, exit_reason: str) -> None:
         """Closes the session that `start` opened: end time and why the run ended. Also closes metrics.jsonl."""

@@ -24,6 +24,7 @@ from core.context import RunContext
 from core.errors import UserError
 from core.observers import Run, make_observers
 from core.policy import Policy
+from core.process import FirstStep, peak_memory_mb
 from core.ranks import Ranks, joined, local_world_size, world_size
 from core.registry import AlgoEntry
 from core.run_dir import RunDir, Unwritten
@@ -111,8 +112,10 @@ def _train(
             _start_from(cfg, agent, run_dir)
             if ranks.is_main:
                 print_run_table(describe(cfg, params, entry, env, agent, run_dir), title=run_dir.path.name)
+            first_step = FirstStep(env)
             with signals(context):
                 result.update(agent.train())
+            result.update({"time/start": first_step.seconds, "peak_memory_mb": peak_memory_mb()})
         result["checkpoint"] = str(run_dir.best if run_dir.best.exists() else run_dir.last)
         run_dir.write_result(result)
         observers.on_train_end(result)
@@ -228,7 +231,8 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # the setter imports torch's compiler, which takes a second
+        torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
 

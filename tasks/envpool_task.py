@@ -12,6 +12,7 @@ from gymnasium import spaces
 from core.errors import UserError, unknown
 from core.registry import register_task
 from core.vecenv import Obs, VecEnv
+from tasks import envpool_families
 from tasks.gymnasium_task import GymMaker, GymnasiumVecEnv, find_spec
 from tasks.row_vecenv import to_numpy
 from tasks.spaces import float_obs, float_space
@@ -154,13 +155,11 @@ class EnvpoolVecEnv(VecEnv):
 
 
 def _make_pool(id: str | None, num_envs: int, seed: int, num_threads: int, options: dict[str, Any]) -> Any:
-    import envpool  # a second of imports
-
     if not id:
         raise UserError("task.id is missing: which EnvPool environment? Example: task.id=HalfCheetah-v4")
-    known = envpool.list_all_envs()
-    if id not in known:
-        close = difflib.get_close_matches(str(id), known, n=3, cutoff=0.5)
+    envpool = envpool_families.load(str(id))
+    if id not in envpool.registration.registry.specs:
+        close = difflib.get_close_matches(str(id), envpool.list_all_envs(), n=3, cutoff=0.5)
         guess = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
         raise UserError(f"unknown EnvPool environment '{id}' at task.id. {guess}List: envpool.list_all_envs()")
     for key in options:
@@ -190,9 +189,8 @@ def _make_pool(id: str | None, num_envs: int, seed: int, num_threads: int, optio
 def _is_atari(id: str | None) -> bool:
     if not id:
         return False
-    from envpool.registration import registry
-
-    return id in registry.specs and registry.specs[id][0] == "envpool.atari"
+    specs = envpool_families.load(str(id)).registration.registry.specs
+    return id in specs and specs[id][0] == "envpool.atari"
 
 
 def _gymnasium_twin(
