@@ -2,77 +2,43 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
-from pathlib import Path
-from typing import Any, NoReturn
+from argparse import Namespace
+from typing import Any
 
 from core.cli import main_guard
-from core.errors import UserError, unknown
-from experiments.bench import measure, report
-from experiments.bench.sides import ROOT, Side, sides
+from experiments.bench import measure, report, scaling
+from experiments.bench.options import parse
+from experiments.bench.sides import members
 from experiments.bench.stats import summary
 from experiments.bench.workloads import WORKLOADS
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. See python -m experiments.bench --help")
-
-
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The options, checked. Raises UserError for one that is unknown or has a value that cannot be."""
-    parser = _Parser(prog="python -m experiments.bench", description="Speed of this repository against stock rl_games.", allow_abbrev=False)
-    parser.add_argument("--workloads", default=",".join(WORKLOADS), help=f"comma-separated; of {', '.join(WORKLOADS)} (default: all)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds, in each of which every side runs once (default 5)")
-    parser.add_argument("--epochs", type=int, help="measured epochs of every run (default: chosen per workload)")
-    parser.add_argument("--ours", action="append", default=[], metavar="[NAME=]DIR", help="checkout to measure; may be given again")
-    parser.add_argument("--variant", action="append", default=[], metavar="NAME:KEY=VALUE,...", help="our side again, with these overrides")
-    parser.add_argument("--no-stock", action="store_true", help="leave stock rl_games out; ratios are then to the first side")
-    parser.add_argument("--out", type=Path, help="folder for the results (default: runs/bench_<time>)")
-    options = parser.parse_args(argv)
-    options.workloads = [name.strip() for name in options.workloads.split(",") if name.strip()]
-    for name in options.workloads:
-        if name not in WORKLOADS:
-            raise unknown("workload", name, WORKLOADS, "--workloads")
-    for name in ("rounds", "epochs"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} is {value}, but must be at least 1")
-    options.sides = sides(options.ours, options.variant)[int(options.no_stock) :]
-    options.out = options.out or ROOT / "runs" / time.strftime("bench_%Y-%m-%d_%H-%M-%S")
-    if options.out.exists() and any(options.out.iterdir()):
-        raise UserError(f"--out: '{options.out}' is not empty")
-    return options
-
-
-def measure_workload(name: str, members: list[Side], options: argparse.Namespace) -> dict[str, Any]:
+def measure_workload(name: str, options: Namespace) -> dict[str, Any]:
     """All rounds of one workload: {"title", "rounds", "summary"}."""
     workload = WORKLOADS[name]
+    sides = members(workload, options.sides)
     rounds = []
     for number in range(options.rounds):
-        figures: dict[str, dict[str, Any]] = {}
-        for side in members:
-            folder = options.out / "logs" / f"{name}_{number}_{side.name.replace('/', '-')}"
-            figures[side.name] = measure.run(side, workload, number + 1, folder, options.epochs)
-            print(f"{name} round {number + 1}: {side.name} {figures[side.name]['fps']:,.0f} frames/s", flush=True)
-        if workload.raw:
-            figures["raw"] = {"fps": measure.raw(workload)}
-        rounds.append(figures)
-    return {"title": workload.title, "rounds": rounds, "summary": summary(rounds, members[0].name)}
+        rounds.append(measure.round_of(workload, sides, number + 1, options.out / "logs" / f"{name}_{number}", options.epochs))
+        said = ", ".join(f"{side} {figures['fps']:,.0f}" for side, figures in rounds[-1].items())
+        print(f"{name}, round {number + 1} of {options.rounds}, frames/s: {said}", flush=True)
+    return {"title": workload.title, "rounds": rounds, "summary": summary(rounds, {side.name: side.base for side in sides})}
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Measures what the options ask for and writes bench.json, bench.md and pictures into `--out`, after every workload anew."""
     options = parse(argv)
     options.out.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {**report.about(), "workloads": {}}
+    result: dict[str, Any] = {**report.about(options.sides), "not_measured": options.not_measured, "workloads": {}}
+    for line in options.not_measured:
+        print(f"not measured: {line}", flush=True)
+    if options.scaling:
+        result["scaling"] = scaling.measure_all(options.sides, options.rounds, options.counts, options.device, options.out, options.epochs)
+        report.write(result, options.out)
     for name in options.workloads:
-        result["workloads"][name] = measure_workload(name, options.sides, options)
-        (options.out / "bench.json").write_text(json.dumps(result, indent=1))
-    text = report.table(result)
-    (options.out / "bench.md").write_text(text)
-    print(f"\n{text}\n{options.out}")
+        result["workloads"][name] = measure_workload(name, options)
+        report.write(result, options.out)
+    print(f"\n{(options.out / 'bench.md').read_text()}\nin {options.out}: {', '.join(sorted(p.name for p in options.out.iterdir()))}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,16 @@ def run(side: Side, workload: Workload, seed: int, folder: Path, epochs: int | N
     return read(execute(command, cwd, folder), workload.rows(side.ours), workload.warmup)
 
 
+def round_of(workload: Workload, members: list[Side], number: int, folder: Path, epochs: int | None = None) -> dict[str, dict[str, Any]]:
+    """Every side once, then the environment alone as "raw" where it can be: {side: figures}. The round's number is the seed."""
+    figures = {}
+    for side in members:
+        figures[side.name] = run(side, workload, number, folder / side.name.replace("/", "-"), epochs)
+    if workload.in_envpool:
+        figures["raw"] = {"fps": raw(workload)}
+    return figures
+
+
 def execute(command: list[str], cwd: Path, folder: Path) -> dict[str, Any]:
     """Starts `command`, waits for it, and returns its meter's data. Its output goes to `folder/log.txt`."""
     out, log = folder / "meter.json", folder / "log.txt"
@@ -62,6 +72,7 @@ def read(data: dict[str, Any], rows: int, warmup: int) -> dict[str, Any]:
         "start": data["start"],
         "first_epoch": ends[0],
         "peak_mib": data["peak_mib"],
+        "gpu_peak_mib": data.get("gpu_peak_mib"),
         "seconds": split(wall / epochs, **mean),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ OUT, STARTED = "BENCH_OUT", "BENCH_STARTED"  # environment variables: the file t
 class Meter:
     """Notes when the first step began and each epoch ended, and writes them at the process's end as JSON:
 
-    {"start": s, "ends": [s], "step" | "play" | "prepare" | "update": [s per epoch, null where the side does not say], "peak_mib": MiB}
+    {"start": s, "ends": [s], "step" | "play" | "prepare" | "update": [s per epoch, null where the side does not say], "peak_mib": MiB, "gpu_peak_mib": MiB}
 
-    Times count from the start of the process; `peak_mib` is the peak resident memory of the whole process, imports and end included.
+    Times count from the start of the process; `peak_mib` is the peak resident memory of the whole process, imports and end
+    included, `gpu_peak_mib` what its tensors took at most on a GPU, null without one.
     """
 
     def __init__(self) -> None:
@@ -33,14 +35,25 @@ class Meter:
     def epoch(
         self, step: float | None = None, play: float | None = None, update: float | None = None, prepare: float | None = None
     ) -> None:
-        """An epoch ends now. Seconds: in the environment, of the whole rollout (environment included), of the update, of what lies between."""
+        """An epoch ends now. Seconds: in the environment, of the whole rollout, of the update, of what lies between those two."""
+        torch = _torch_on_gpu()
+        if torch:
+            torch.cuda.synchronize()  # work that was queued in an epoch belongs to it
         self.data["ends"].append(time.monotonic() - self.started)
         for name, value in (("step", step), ("play", play), ("prepare", prepare), ("update", update)):
             self.data[name].append(value)
 
     def write(self) -> None:
         self.data["peak_mib"] = peak_mib()
+        torch = _torch_on_gpu()
+        self.data["gpu_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20 if torch else None
         Path(os.environ[OUT]).write_text(json.dumps(self.data))
+
+
+def _torch_on_gpu() -> Any:
+    """torch where the side has loaded it and uses CUDA, else None."""
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and torch.cuda.is_initialized() else None
 
 
 def peak_mib() -> float | None:

@@ -1,4 +1,7 @@
-"""The environment alone, with random actions: what no training loop can exceed. `python -m experiments.bench.raw ENVPOOL_ID N SECONDS [OPTIONS]`."""
+"""The environment alone, with random actions: what no training loop can exceed.
+
+`python -m experiments.bench.raw ENVPOOL_ID NUM_ENVS SECONDS OPTIONS`, the last as JSON; prints frames/s.
+"""
 
 from __future__ import annotations
 
@@ -32,4 +35,4 @@ def measure(id: str, num_envs: int, seconds: float, options: dict[str, Any]) -> 
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), json.loads(sys.argv[4]) if len(sys.argv) > 4 else {})))
+    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), json.loads(sys.argv[4]))))

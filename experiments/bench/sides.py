@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from core.errors import UserError
+from experiments.bench.peers import PEERS
 from experiments.bench.workloads import Params, Workload
 
 T = TypeVar("T")
@@ -21,11 +22,13 @@ ROOT = HERE.parents[1]
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One bar of the chart: stock rl_games where `checkout` is None, else that checkout's train.py with `overrides` (key=value)."""
+    """One bar of the chart: a checkout's train.py with `overrides` (key=value), or a peer, or, with neither, stock rl_games."""
 
     name: str
     checkout: Path | None = None
     overrides: tuple[str, ...] = ()
+    base: str = "stock"  # the side that its ratio is to
+    peer: str | None = None  # a module of experiments.bench.peers
 
     @property
     def ours(self) -> bool:
@@ -37,17 +40,19 @@ class Side:
             file = folder / "params.json"
             params = {**params, "config": {**params["config"], "train_dir": str(folder / "run")}}
             file.write_text(json.dumps({"params": params}))
-            return [sys.executable, "-m", "experiments.bench.stock", str(file)], ROOT
+            module = f"peers.{self.peer}" if self.peer else "stock"
+            return [sys.executable, "-m", f"experiments.bench.{module}", str(file)], ROOT
         file = folder / "train.yaml"
         file.write_text(json.dumps({"params": params}))  # JSON is YAML
         task = workload.ours or ("task=envpool", f"task.id={workload.env_id}", f"task.options={_hydra(workload.env_options)}")
-        probe = [f"modules=[{HERE / 'probe.py'}]", "observers=[bench_probe]"]
-        command = [sys.executable, "train.py", "--file", str(file), *task, *probe, f"run_dir={folder / 'run'}", "device=cpu"]
+        modules = [HERE / "probe.py"] + [HERE / "novelty.py"] * bool(workload.algos)
+        probe = [f"modules=[{','.join(map(str, modules))}]", "observers=[bench_probe]"]
+        command = [sys.executable, "train.py", "--file", str(file), *task, *probe, f"run_dir={folder / 'run'}", f"device={workload.device}"]
         return [*command, *self.overrides], self.checkout
 
 
 def checkouts(given: Iterable[str]) -> list[tuple[str, Path]]:
-    """`DIR` or `name=DIR`, each; this repository where none is given. Raises UserError where one is no checkout of it, or a name stands twice."""
+    """`DIR` or `name=DIR`, each; this repository where none is given. Raises UserError for another folder and for a name given twice."""
     found = []
     for text in given:
         name, equals, folder = text.partition("=")
@@ -77,7 +82,21 @@ def sides(ours: Iterable[str], variant: Iterable[str]) -> list[Side]:
     for name, path in places:
         made.append(Side(name, path))
         made += [Side(label if len(places) == 1 else f"{name}/{label}", path, overrides) for label, overrides in wanted]
-    _distinct("--ours and --variant", [(side.name, side) for side in made])
+    return made
+
+
+def members(workload: Workload, given: list[Side]) -> list[Side]:
+    """Who of the given sides takes part in a workload. Where it compares our algorithms: each of ours, as PPO and as each of them."""
+    if not workload.algos:
+        return [s for s in given if not s.peer or workload.name in PEERS[s.peer].workloads]
+    made = []
+    for side in given:
+        if side.ours:
+            made.append(dataclasses.replace(side, base=side.name))
+            made += [
+                Side(f"{side.name}/{name}", side.checkout, (*side.overrides, *overrides), base=side.name)
+                for name, overrides in workload.algos
+            ]
     return made
 
 

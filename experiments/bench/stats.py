@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 Round = dict[str, dict[str, Any]]  # side -> figures of one run, as measure.read returns them; "raw" -> {"fps"}
 
-FIGURES = ("fps", "start", "first_epoch", "peak_mib")
+FIGURES = ("fps", "start", "first_epoch", "peak_mib", "gpu_peak_mib")
 PARTS = ("environment", "policy", "update", "bookkeeping")
 
 
-def summary(rounds: list[Round], base: str) -> dict[str, dict[str, Any]]:
-    """Per side: the median of each figure; `ratio` to `base` and `of_raw`, the ratio to the raw environment: {"median", "min", "max"} over
-    the rounds, each within its own; `share`: part of an epoch's time by kind of work, median over the rounds."""
-    names = list(dict.fromkeys(name for r in rounds for name in r if name != "raw"))
-    return {name: _side([r for r in rounds if name in r], name, base) for name in names}
+def summary(rounds: list[Round], bases: Mapping[str, str], with_raw: bool = False) -> dict[str, dict[str, Any]]:
+    """Per side, over the rounds:
+
+    fps, start, first_epoch, peak_mib, gpu_peak_mib: medians. share: part of an epoch's time by kind of work, medians.
+    ratio: of fps to the side that `bases` names; of_raw: to the raw environment; each within its round, as {"median", "min", "max"}.
+    """
+    names = list(dict.fromkeys(name for r in rounds for name in r if with_raw or name != "raw"))
+    return {name: _side([r for r in rounds if name in r], name, bases.get(name, "")) for name in names}
 
 
 def ratios(values: list[float]) -> dict[str, float]:

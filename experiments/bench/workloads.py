@@ -21,8 +21,8 @@ class Workload:
     ours: tuple[str, ...] = ()  # what our side's command line adds to the YAML
     ours_envs: int | None = None  # environments of our side, where they are more than stock's
     ours_epochs: int | None = None
-    raw: bool = True  # whether the environment is EnvPool's, and can be measured alone
-    variants: tuple[tuple[str, tuple[str, ...]], ...] = ()  # further sides of ours that belong to the workload
+    algos: tuple[tuple[str, tuple[str, ...]], ...] = ()  # our algorithms to compare: (name, overrides); then stock takes no part
+    device: str = "cpu"
 
     @property
     def config(self) -> Params:
@@ -36,6 +36,11 @@ class Workload:
     def env_options(self) -> Params:
         """Keyword arguments of envpool.make, beside its id."""
         return {key: value for key, value in self.config.get("env_config", {}).items() if key not in ("env_name", "has_lives")}
+
+    @property
+    def in_envpool(self) -> bool:
+        """Whether EnvPool steps the environment, which can then be measured alone, and which a peer can train on."""
+        return self.config["env_name"] == "envpool"
 
     def rows(self, ours: bool) -> int:
         """Rows of an epoch: environments x horizon."""
@@ -74,8 +79,6 @@ def _params(kind: str, network: Params, **config: Any) -> Params:
         "save_best_after": 1_000_000,
         "save_frequency": 0,
         "torch_compile": False,
-        "device": "cpu",
-        "device_name": "cpu",
     }
     model = "continuous_a2c_logstd" if kind == "continuous" else "discrete_a2c"
     return {"algo": {"name": f"a2c_{kind}"}, "model": {"name": model}, "network": network, "config": {**common, **config}}
@@ -148,22 +151,52 @@ NATURE_CNN = {
     ],
 }
 
+TORCH_ENV = "bench_torch"  # stock.py registers it with rl_games; our side takes the task
+
 LSTM = {"name": "lstm", "units": 64, "layers": 1}
 
 # Stock's workers hold one environment each. The minibatches are a quarter of the batch on both sides, as in B.
 RAY = {**{k: v for k, v in CARTPOLE.items() if k not in ("env_config", "minibatch_size")}, "env_name": "CartPole-v1"}
 RAY.update(env_config={}, num_actors=8, minibatch_size_per_env=8)
 
+A = Workload(
+    "A",
+    "HalfCheetah, 64 envs",
+    _params("continuous", _network([128, 64, 32], "elu", False, "continuous"), **HALFCHEETAH),
+    epochs=8,
+    warmup=2,
+)
+
+RECURRENT = ("train.params.network.rnn={name:lstm,units:64,layers:1}", "train.params.config.seq_length=16")
+
+
+def torch_cartpole(num_envs: int, epochs: int, warmup: int, device: str) -> Workload:
+    """B's settings on this project's CartPole in torch: the same class steps the environments of both sides, on `device`."""
+    config = {k: v for k, v in CARTPOLE.items() if k != "minibatch_size"}
+    config.update(env_name=TORCH_ENV, env_config={"id": "CartPole"}, num_actors=num_envs, minibatch_size_per_env=8)
+    return Workload(
+        f"torch{num_envs}",
+        f"CartPole in torch on {device}, {num_envs:,} envs",
+        _params("discrete", _network([64, 64], "relu", True, "discrete"), **config),
+        epochs=epochs,
+        warmup=warmup,
+        ours=("task=TorchCartPole",),
+        device=device,
+    )
+
+
+def envpool_cartpole(num_envs: int, epochs: int, warmup: int) -> Workload:
+    """B's settings at another number of environments; a minibatch is always a quarter of the batch."""
+    config = {k: v for k, v in CARTPOLE.items() if k != "minibatch_size"}
+    config.update(num_actors=num_envs, minibatch_size_per_env=8)
+    params = _params("discrete", _network([64, 64], "relu", True, "discrete"), **config)
+    return Workload(f"envpool{num_envs}", f"CartPole, {num_envs:,} envs", params, epochs=epochs, warmup=warmup)
+
+
 WORKLOADS = {
     w.name: w
     for w in (
-        Workload(
-            "A",
-            "HalfCheetah, 64 envs",
-            _params("continuous", _network([128, 64, 32], "elu", False, "continuous"), **HALFCHEETAH),
-            epochs=8,
-            warmup=2,
-        ),
+        A,
         Workload(
             "B",
             "CartPole, 64 envs",
@@ -187,7 +220,6 @@ WORKLOADS = {
             ours=("task=gymnasium", "task.id=CartPole-v1", "task.vecenv=ray"),
             ours_envs=64,
             ours_epochs=50,
-            raw=False,
         ),
         Workload(
             "lstm",
@@ -196,6 +228,19 @@ WORKLOADS = {
             epochs=4,
             warmup=1,
         ),
+        dataclasses.replace(
+            A,
+            name="hooks",
+            title="HalfCheetah, our algorithms",
+            algos=(
+                ("rpo", ("train.params.algo.name=rpo",)),
+                ("lstm", RECURRENT),
+                ("rnd", ("train.params.algo.name=bench_rnd",)),
+                ("rnd_step", ("train.params.algo.name=bench_rnd_step",)),
+            ),
+        ),
+        dataclasses.replace(torch_cartpole(4096, 20, 5, "cuda"), name="gpu4096"),
+        dataclasses.replace(torch_cartpole(65_536, 10, 3, "cuda"), name="gpu65536"),
     )
 }
 
@@ -204,6 +249,7 @@ def seeded(workload: Workload, seed: int, ours: bool, epochs: int) -> Params:
     """The workload's params for one run: its seed, and its end after warm-up and `epochs` epochs."""
     params = copy.deepcopy(workload.params)
     params["seed"] = seed
+    params["config"].update(device=workload.device, device_name=workload.device)
     params["config"]["max_epochs"] = workload.warmup + epochs
     if ours and workload.ours_envs:
         params["config"]["num_actors"] = workload.ours_envs
