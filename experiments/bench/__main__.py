@@ -14,7 +14,7 @@ from experiments.bench.workloads import WORKLOADS
 
 
 def measure_workload(name: str, options: Namespace) -> dict[str, Any]:
-    """All rounds of one workload: {"title", "rounds", "summary"}."""
+    """All rounds of one workload: {"title", "base", "rounds", "summary"}."""
     workload = WORKLOADS[name]
     sides = members(workload, options.sides)
     rounds = []
@@ -22,7 +22,8 @@ def measure_workload(name: str, options: Namespace) -> dict[str, Any]:
         rounds.append(measure.round_of(workload, sides, number + 1, options.out / "logs" / f"{name}_{number}", options.epochs))
         said = ", ".join(f"{side} {figures['fps']:,.0f}" for side, figures in rounds[-1].items())
         print(f"{name}, round {number + 1} of {options.rounds}, frames/s: {said}", flush=True)
-    return {"title": workload.title, "rounds": rounds, "summary": summary(rounds, {side.name: side.base for side in sides})}
+    result = {"rounds": rounds, "summary": summary(rounds, {side.name: side.base for side in sides})}
+    return {"title": workload.title, "base": "PPO of the same code" if workload.algos else sides[0].base, **result}
 
 
 def main(argv: list[str] | None = None) -> None:

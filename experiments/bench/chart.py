@@ -16,6 +16,7 @@ from experiments.bench.stats import PARTS
 
 SIDES = ("#1f6fb4", "#e08a1e", "#3a9a5c", "#9467bd", "#c44e52", "#17a2b8", "#8c6d4f", "#d175b7")
 STOCK = "#8a8f98"
+LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 WORK = {"environment": "#4c9f70", "policy": "#3f7fbf", "update": "#e0a23c", "bookkeeping": "#b7bcc4"}
 
 
@@ -35,16 +36,9 @@ def bars(result: dict[str, Any], path: Path) -> None:
     for (name, workload), (left, right) in zip(workloads.items(), axes, strict=True):
         _ratios(left, name, workload, colors)
         _work(right, workload)
-    axes[0][0].annotate(
-        "times the base's frames/s, range over the rounds",
-        (0, 1),
-        (0, 24),
-        "axes fraction",
-        textcoords="offset points",
-        fontsize=9,
-        color="#555555",
-    )
-    axes[0][1].annotate("ms per 1,000 frames", (0, 1), (0, 24), "axes fraction", textcoords="offset points", fontsize=9, color="#555555")
+    heads = ("frames per second, relative to the dotted line; whiskers: lowest and highest round", "milliseconds per 1,000 frames")
+    for axis, head in zip(axes[0], heads, strict=True):
+        axis.annotate(head, (0, 1), (0, 24), "axes fraction", textcoords="offset points", fontsize=9, color="#555555")
     handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in WORK.values()]
     figure.legend(handles, WORK, loc="outside upper right", ncols=4, frameon=False, fontsize=9)
     figure.suptitle("Training speed", x=0.01, ha="left", fontsize=13, fontweight="bold")
@@ -99,10 +93,12 @@ def _ratios(axis: Any, name: str, workload: dict[str, Any], colors: dict[str, st
     )
     end = max(r["max"] for r in ratios)
     for row, (ratio, figures) in enumerate(zip(ratios, summary.values(), strict=True)):
-        axis.text(ratio["max"] + 0.015 * end, row, f" {ratio['median']:.2f}x   {figures['fps']:,.0f}/s", va="center", fontsize=9)
-    axis.axvline(1, color="#333333", lw=0.8, ls=":")
+        axis.text(
+            ratio["max"] + 0.015 * end, row, f" {ratio['median']:.2f}x   {figures['fps']:,.0f}/s", va="center", fontsize=9, bbox=LABEL
+        )
+    axis.axvline(1, color="#333333", lw=0.8, ls=":", zorder=0)
     axis.set_xlim(0, end * 1.42)
-    axis.set_title(f"{name}: {workload['title']}", loc="left", fontsize=10, fontweight="bold")
+    axis.set_title(f"{name}: {workload['title']}, relative to {workload['base']}", loc="left", fontsize=10, fontweight="bold")
     _tidy(axis, list(summary))
 
 

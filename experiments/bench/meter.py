@@ -16,10 +16,10 @@ OUT, STARTED = "BENCH_OUT", "BENCH_STARTED"  # environment variables: the file t
 class Meter:
     """Notes when the first step began and each epoch ended, and writes them at the process's end as JSON:
 
-    {"start": s, "ends": [s], "step" | "play" | "prepare" | "update": [s per epoch, null where the side does not say], "peak_mib": MiB, "gpu_peak_mib": MiB}
+    {"start": s, "ends": [s per epoch], "step" | "play" | "prepare" | "update": [s per epoch], "peak_mib": MiB, "gpu_peak_mib": MiB}
 
-    Times count from the start of the process; `peak_mib` is the peak resident memory of the whole process, imports and end
-    included, `gpu_peak_mib` what its tensors took at most on a GPU, null without one.
+    Times count from the start of the process; what a side does not say is null. `peak_mib` is the peak resident memory of the whole
+    process, imports and end included; `gpu_peak_mib` is what its tensors took at most on a GPU.
     """
 
     def __init__(self) -> None:
