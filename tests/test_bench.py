@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from matplotlib import image
 
 from core.errors import UserError
-from experiments.bench import chart, measure, peers, raw, report, scaling, stats
+from experiments.bench import chart, load, measure, peers, raw, report, scaling, stats
 from experiments.bench.options import parse
 from experiments.bench.sides import ROOT, Side, members, sides, variants
 from experiments.bench.workloads import WORKLOADS, seeded, torch_cartpole
@@ -193,6 +195,26 @@ def test_shares_add_up_to_one_per_round():
     assert "ratio" not in found["a"]
 
 
+def test_strangers_are_noticed_and_our_own_children_are_none(monkeypatch):
+    burn = [sys.executable, "-c", "import time\nwhile time.process_time() < 1.0: pass"]
+    before = load.Strangers._now()
+    subprocess.run(burn, check=True)
+    assert load.Strangers._now()[2] - before[2] >= 1.0, "a finished child's time is not our own"
+    strangers = load.Strangers()
+    with subprocess.Popen(burn) as stranger:  # not finished, so not yet ours
+        time.sleep(0.8)
+        assert strangers.share() > 0.2 / (os.cpu_count() or 1)
+        stranger.wait()
+    monkeypatch.setattr(load.Strangers, "_now", staticmethod(iter([(0.0, 100.0, 50.0), (10.0, 112.0, 58.0)]).__next__))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert load.Strangers().share() == pytest.approx((12 - 8) / 20)
+
+
+def test_disturbed_runs_are_named():
+    rounds = [{"stock": run(1, strangers=0.02), "ours": run(1, strangers=0.4), "raw": {"fps": 1}}, {"stock": run(1, strangers=None)}]
+    assert load.warnings("A", rounds) == ["A, round 1, ours: other processes took 40% of the machine; its figures cannot be trusted"]
+
+
 def test_raw_measures_envpool():
     assert raw.measure("CartPole-v1", 4, 0.05, {}) > 100
     assert raw.measure("Pendulum-v1", 2, 0.05, {"max_episode_steps": 20}) > 100
@@ -212,7 +234,7 @@ def test_scaling_measures_about_as_many_frames_everywhere():
 def result():
     seconds = {"environment": 1.0, "policy": 1.0, "update": 2.0, "bookkeeping": 0.5}
     rounds = [{"stock": run(100 + n, seconds), "ours": run(200, seconds), "sb3": run(90), "raw": {"fps": 500}} for n in range(3)]
-    workload = {"title": "HalfCheetah", "base": "stock", "rounds": rounds}
+    workload = {"title": "HalfCheetah", "base": "stock", "rounds": rounds, "disturbed": ["A, round 2, ours: noise"]}
     workload["summary"] = stats.summary(rounds, dict.fromkeys(("stock", "ours", "sb3"), "stock"))
     points = {"1": 500.0, "64": 20_000.0}
     return {
@@ -238,6 +260,7 @@ def test_results_are_written_as_json_table_and_pictures(result, tmp_path):
     assert "| A: HalfCheetah | ours | 200 | 1.98 (1.96 to 2.00) | 40% | 2.0 | 400 | 22% / 22% / 44% / 11% |" in text
     assert "| A: HalfCheetah | sb3 | 90 | 0.89 (0.88 to 0.90) | 18% | 2.0 | 400 |  |" in text
     assert "| 64 | 20,000 | 20,000 | 20,000 |" in text
+    assert "Disturbed: A, round 2, ours: noise." in text
     assert "Not measured: gpu4096: this machine has no CUDA device." in text
     for name in ("bench.png", "scaling.png"):
         picture = image.imread(tmp_path / name)

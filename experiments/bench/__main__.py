@@ -6,7 +6,7 @@ from argparse import Namespace
 from typing import Any
 
 from core.cli import main_guard
-from experiments.bench import measure, report, scaling
+from experiments.bench import load, measure, report, scaling
 from experiments.bench.options import parse
 from experiments.bench.sides import members
 from experiments.bench.stats import summary
@@ -14,7 +14,7 @@ from experiments.bench.workloads import WORKLOADS
 
 
 def measure_workload(name: str, options: Namespace) -> dict[str, Any]:
-    """All rounds of one workload: {"title", "base", "rounds", "summary"}."""
+    """All rounds of one workload: {"title", "base", "rounds", "summary", "disturbed"}."""
     workload = WORKLOADS[name]
     sides = members(workload, options.sides)
     rounds = []
@@ -22,7 +22,10 @@ def measure_workload(name: str, options: Namespace) -> dict[str, Any]:
         rounds.append(measure.round_of(workload, sides, number + 1, options.out / "logs" / f"{name}_{number}", options.epochs))
         said = ", ".join(f"{side} {figures['fps']:,.0f}" for side, figures in rounds[-1].items())
         print(f"{name}, round {number + 1} of {options.rounds}, frames/s: {said}", flush=True)
-    result = {"rounds": rounds, "summary": summary(rounds, {side.name: side.base for side in sides})}
+    disturbed = load.warnings(name, rounds)
+    print("".join(f"warning: {line}\n" for line in disturbed), end="", flush=True)
+    result: dict[str, Any] = {"rounds": rounds, "summary": summary(rounds, {side.name: side.base for side in sides})}
+    result["disturbed"] = disturbed
     return {"title": workload.title, "base": "PPO of the same code" if workload.algos else sides[0].base, **result}
 
 

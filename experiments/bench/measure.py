@@ -12,6 +12,7 @@ from typing import Any
 
 from core.errors import UserError
 from experiments.bench import meter
+from experiments.bench.load import Strangers
 from experiments.bench.sides import ROOT, Side
 from experiments.bench.workloads import Workload, seeded
 
@@ -19,12 +20,18 @@ TIMEOUT = 900  # seconds for one run
 
 
 def run(side: Side, workload: Workload, seed: int, folder: Path, epochs: int | None = None) -> dict[str, Any]:
-    """One run of one side. Returns `read`'s figures. Raises UserError with the end of its log where it fails."""
+    """One run of one side: `read`'s figures, and "strangers": the share of the machine that other processes took, null where unknown.
+
+    Raises UserError with the end of its log where it fails.
+    """
     folder.mkdir(parents=True)
     measured = epochs or workload.measured(side.ours)
     params = seeded(workload, seed, side.ours, measured)
     command, cwd = side.command(workload, params, folder)
-    return read(execute(command, cwd, folder), workload.rows(side.ours), workload.warmup)
+    strangers = Strangers()
+    figures = read(execute(command, cwd, folder), workload.rows(side.ours), workload.warmup)
+    figures["strangers"] = strangers.share() if workload.own_processes else None
+    return figures
 
 
 def round_of(workload: Workload, members: list[Side], number: int, folder: Path, epochs: int | None = None) -> dict[str, dict[str, Any]]:

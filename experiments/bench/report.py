@@ -36,6 +36,7 @@ def write(result: dict[str, Any], out: Path) -> None:
     if "scaling" in result:
         text.append(scaling.table(result["scaling"]))
         chart.curves(result["scaling"], out / "scaling.png", chart.footer(result))
+    text += [f"Disturbed: {line}." for workload in result["workloads"].values() for line in workload["disturbed"]]
     text += [f"Not measured: {line}." for line in result["not_measured"]]
     (out / "bench.md").write_text("\n".join(text).rstrip() + "\n")
 

@@ -42,6 +42,11 @@ class Workload:
         """Whether EnvPool steps the environment, which can then be measured alone, and which a peer can train on."""
         return self.config["env_name"] == "envpool"
 
+    @property
+    def own_processes(self) -> bool:
+        """Whether all of a run's processes are its own children; Ray's are not."""
+        return self.name != "ray"
+
     def rows(self, ours: bool) -> int:
         """Rows of an epoch: environments x horizon."""
         return (self.ours_envs if ours and self.ours_envs else self.config["num_actors"]) * self.config["horizon_length"]
