@@ -1,0 +1,1 @@
+"""The speed benchmark: `python -m experiments.bench`. What it measures and how to read it: docs/speed.md."""
