@@ -34,10 +34,11 @@ SHORTHANDS = {
     "num_envs": "train.params.config.num_actors",
     "max_frames": "train.params.config.max_frames",
     "max_epochs": "train.params.config.max_epochs",
+    "precision": "train.params.config.precision",
 }
 
 # These say what this invocation does, not what the run is: never taken from a saved config.
-OF_THE_INVOCATION = ("test", "checkpoint", "resume", "file", "run_dir", "video")
+OF_THE_INVOCATION = ("test", "checkpoint", "resume", "file", "run_dir", "video", "profile")
 
 
 def check(cfg: Config) -> Config:
@@ -268,6 +269,11 @@ def to_params(cfg: Config) -> Config:
     for name in ("max_frames", "max_epochs"):
         if cfg[name] is not None:
             config[name] = cfg[name]
+
+    if cfg["precision"] is not None:
+        if entry.config is None or "precision" not in schema.of_dataclass(entry.config):
+            raise UserError(f"precision is '{cfg['precision']}', but algorithm '{entry.name}' has no such option")
+        config["precision"] = cfg["precision"]
 
     config["device"] = config["device_name"] = resolve_device(cfg["device"], config.get("device"))
     if cfg["seed"] is not None:

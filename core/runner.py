@@ -25,6 +25,7 @@ from core.errors import UserError
 from core.observers import Run, make_observers
 from core.policy import Policy
 from core.process import FirstStep, peak_memory_mb
+from core.profiling import EpochProfiler
 from core.ranks import Ranks, joined, local_world_size, world_size
 from core.registry import AlgoEntry
 from core.run_dir import RunDir, Unwritten
@@ -113,14 +114,17 @@ def _train(
             if ranks.is_main:
                 print_run_table(describe(cfg, params, entry, env, agent, run_dir), title=run_dir.path.name)
             first_step = FirstStep(env)
+            profiler = EpochProfiler(agent, run_dir.path) if cfg["profile"] and ranks.is_main else None
             with signals(context):
                 result.update(agent.train())
+            if profiler is not None:
+                profiler.finish()
             result.update({"time/start": first_step.seconds, "peak_memory_mb": peak_memory_mb()})
         result["checkpoint"] = str(run_dir.best if run_dir.best.exists() else run_dir.last)
         run_dir.write_result(result)
         observers.on_train_end(result)
     except BaseException as error:
-        told = ranks.explain(error)
+        told = ranks.explain(out_of_memory(error, params) or error)
         result.update(exit_reason="failed", error=_told(told))
         run_dir.write_result(result)
         if told is not error:
@@ -352,6 +356,17 @@ def describe(
     if cfg["resume"]:
         sections["training"]["resumed"] = f"at epoch {agent.epoch_num}, frame {agent.frame:,}"
     return sections
+
+
+def out_of_memory(error: BaseException, params: dict[str, Any]) -> UserError | None:
+    """What a GPU that ran out of memory was asked for, and which settings to lower; None for any other error."""
+    if not isinstance(error, torch.OutOfMemoryError):
+        return None
+    config = params["config"]
+    sizes = ", ".join(f"{key} ({config[key]})" for key in ("num_actors", "horizon_length", "minibatch_size") if key in config)
+    return UserError(
+        f"out of GPU memory: {str(error).splitlines()[0]} Lower one of {sizes}, or the network's units; num_actors is num_envs"
+    )
 
 
 def algo_label(cfg: dict[str, Any], params: dict[str, Any]) -> str:

@@ -105,6 +105,8 @@ ROOT: Section = {
     ),
     "save_interval": Key(NonNegative, "seconds between writes of nn/last.pth"),
     "torch_deterministic": Key(bool, "deterministic kernels only; slower"),
+    "precision": Key(Literal["fp32", "bf16"] | None, "bf16: networks compute in bfloat16; null: as the train config says"),
+    "profile": Key(bool, "write where an epoch's time goes"),
 }
 
 # ---- network --------------------------------------------------------------------------------------------------------
