@@ -100,6 +100,8 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
         )
         self._init_rl_games(params)
         self.model = self.build_model().to(self.ppo_device)
+        if self.options.fused and any(isinstance(module, nn.Conv2d) for module in self.model.modules()):
+            self.model.to(memory_format=torch.channels_last)  # the order in which convolutions read; their weights' values stay
         compiled = self.config.get("torch_compile", False)  # rl_games: True, a mode, or {"mode": ...}
         if compiled:
             mode = compiled.get("mode") if isinstance(compiled, dict) else compiled if isinstance(compiled, str) else None

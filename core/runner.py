@@ -24,7 +24,7 @@ from core.context import RunContext
 from core.errors import UserError
 from core.observers import Run, make_observers
 from core.policy import Policy
-from core.process import FirstStep, peak_memory_mb
+from core.process import FirstStep, keep_freed_memory, peak_memory_mb
 from core.profiling import EpochProfiler
 from core.ranks import Ranks, joined, local_world_size, world_size
 from core.registry import AlgoEntry
@@ -58,6 +58,7 @@ def _train_on(ranks: Ranks, cfg: dict[str, Any], entry: AlgoEntry) -> dict[str, 
         torch.cuda.set_device(device)
     seed_everything(params["seed"], cfg["torch_deterministic"])
     set_threads(params)
+    keep_freed_memory()
     with contextlib.closing(make_rank_env(ranks, cfg, params)) as env:
         kind = check_actions(entry, env)
         check_batch(params, env.num_agents)
