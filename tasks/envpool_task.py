@@ -12,8 +12,8 @@ from gymnasium import spaces
 from core.errors import UserError, unknown
 from core.registry import register_task
 from core.vecenv import Obs, VecEnv
-from tasks.gymnasium_task import GymMaker, GymnasiumVecEnv, find_spec
-from tasks.row_vecenv import to_numpy
+from tasks.gymnasium_task import GymMaker, find_spec
+from tasks.row_vecenv import LocalVecEnv, to_numpy
 from tasks.spaces import float_obs, float_space
 
 OWN_KEYS = {"num_envs": "task.num_envs", "seed": "seed", "num_threads": "task.num_threads"}
@@ -212,7 +212,7 @@ def _gymnasium_twin(
     limit = options.pop("max_episode_steps", None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "HalfCheetah-v4 is out of date": the user asked for it
-        twin = GymnasiumVecEnv(GymMaker(spec, [], options, limit), num_envs, seed, render_mode, "sync")
+        twin = LocalVecEnv(GymMaker(spec, [], options, limit), num_envs, seed, render_mode)
     if not _alike(pool.observation_space, twin.observation_space) or not _alike(pool.action_space, twin.action_space):
         twin.close()
         raise UserError(

@@ -5,26 +5,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-import functools
 import importlib
 import inspect
-import os
-import time
 from typing import Any
 
 import gymnasium
-import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from core.errors import UserError, unknown
 from core.registry import register_task
-from core.vecenv import Obs, VecEnv, tree_map
+from core.vecenv import VecEnv
 from tasks import offscreen
-from tasks.one_env import seed_globals
+from tasks.process_vecenv import ProcessVecEnv
 from tasks.ray_vecenv import RayVecEnv
-from tasks.row_vecenv import to_numpy
-from tasks.spaces import float_obs, float_space, normalize_spaces
+from tasks.row_vecenv import LocalVecEnv
+from tasks.spaces import normalize_spaces
 
 VECENVS = ("sync", "async", "ray")
 EXTRAS = ("mujoco", "box2d", "toy_text", "classic_control")  # gymnasium's packages that need more than gymnasium
@@ -49,23 +44,26 @@ def make(
 
     Args:
         id: as registered with gymnasium, or `module:Id-v0` to import a module that registers it.
-        vecenv: sync (this process), async (one process each) or ray (workers).
+        vecenv: sync (this process), async (several processes) or ray (workers, also on other machines).
         wrappers: applied in order: {name: of gymnasium.wrappers or a dotted path, and the wrapper's own arguments}.
         options: keyword arguments of gymnasium.make.
         max_episode_steps: replaces the registered time limit; -1: none.
-        num_workers, ray_config: with vecenv=ray only.
+        num_workers: processes of async or workers of ray; default: one per CPU, at most one per environment.
+        ray_config: keyword arguments of ray.init; with vecenv=ray only.
 
     Raises UserError for an unknown id, wrapper or option, for a package that is not installed and for spaces no policy can use.
     """
     if vecenv not in VECENVS:
         raise unknown("vecenv", vecenv, VECENVS, "task.vecenv")
-    if vecenv != "ray" and (num_workers is not None or ray_config):
-        raise UserError(f"task.num_workers and task.ray_config belong to task.vecenv=ray; it is '{vecenv}'")
+    if (vecenv == "sync" and num_workers is not None) or (vecenv != "ray" and ray_config):
+        raise UserError(f"task.num_workers and task.ray_config belong to task.vecenv=ray, num_workers also to async; it is '{vecenv}'")
     maker = GymMaker(find_spec(id), resolve_wrappers(wrappers or []), dict(options or {}), max_episode_steps)
-    if vecenv == "ray":
-        maker(0, render_mode).close()  # the mistakes that a user can make show here, before workers start
-        return RayVecEnv(maker, num_envs, seed, render_mode, num_workers, ray_config)
-    return GymnasiumVecEnv(maker, num_envs, seed, render_mode, vecenv)
+    if vecenv == "sync":
+        return LocalVecEnv(maker, num_envs, seed, render_mode)
+    maker(0, render_mode).close()  # the mistakes that a user can make show here, before workers start
+    if vecenv == "async":
+        return ProcessVecEnv(maker, num_envs, seed, render_mode, num_workers)
+    return RayVecEnv(maker, num_envs, seed, render_mode, num_workers, ray_config)
 
 
 @dataclasses.dataclass
@@ -101,76 +99,6 @@ class GymMaker:
             except (TypeError, ValueError, AssertionError) as error:
                 raise UserError(f"task.wrappers[{position}] {wrapper.__name__}({arguments}): {error}") from error
         return normalize_spaces(env)
-
-
-class GymnasiumVecEnv(VecEnv):
-    """gymnasium's own vector environments with same-step reset.
-
-    infos: `time_outs` (N,), `terminal_obs`, and every numeric entry of the transition's info, (N, ...).
-    """
-
-    reset_mode = "same_step"
-
-    def __init__(self, maker: GymMaker, num_envs: int, seed: int | None, render_mode: str | None, vecenv: str) -> None:
-        self.num_envs = num_envs
-        self.render_mode = render_mode
-        self._seed = seed
-        self._async = vecenv == "async"
-        makers = [functools.partial(_seeded, maker, i, seed, render_mode, os.getpid(), self._async) for i in range(num_envs)]
-        cls = AsyncVectorEnv if self._async else SyncVectorEnv
-        self._envs = cls(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-        self.observation_space = float_space(self._envs.single_observation_space)
-        self.action_space = self._envs.single_action_space
-        modes = self._envs.metadata.get("render_modes") or []
-        if render_mode is not None and render_mode not in modes:
-            self.close()
-            raise UserError(f"task.id '{maker.spec.id}' cannot render '{render_mode}'. It offers: {modes or '(nothing)'}")
-
-    def reset(self) -> Obs:
-        seed, self._seed = self._seed, None
-        return float_obs(self._call(self._envs.reset, seed=seed)[0])
-
-    def step(self, actions: Any) -> tuple[Obs, np.ndarray, np.ndarray, dict[str, Any]]:
-        raw, rewards, terminated, truncated, raw_infos = self._call(self._envs.step, to_numpy(actions))
-        obs, dones = float_obs(raw), terminated | truncated
-        infos = _numeric(raw_infos, dones)
-        infos["time_outs"] = truncated & ~terminated
-        infos["terminal_obs"] = obs
-        if dones.any():
-            infos["terminal_obs"] = tree_map(np.copy, obs)
-            for i in np.flatnonzero(dones):
-                _put_row(infos["terminal_obs"], int(i), raw_infos["final_obs"][i])
-        return obs, rewards.astype(np.float32), dones, infos
-
-    def render(self) -> np.ndarray:
-        if isinstance(self._envs, SyncVectorEnv):
-            return self._envs.envs[0].render()  # type: ignore[return-value]  # rgb_array returns an array
-        return self._call(self._envs.render)[0]
-
-    def close(self) -> None:
-        if self._envs.closed:
-            return
-        if isinstance(self._envs, AsyncVectorEnv):
-            # gymnasium's own close waits for answers, and a dead process gives none
-            for process in self._envs.processes:
-                process.terminate()
-            for process in self._envs.processes:
-                process.join()
-            for pipe in self._envs.parent_pipes:
-                if pipe is not None:  # gymnasium's mark of a process that raised
-                    pipe.close()
-            self._envs.closed = True
-        else:
-            self._envs.close()
-
-    def _call(self, method: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return method(*args, **kwargs)
-        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            time.sleep(0.1)  # the pipe closes a moment before the process is gone
-            dead = [i for i, process in enumerate(getattr(self._envs, "processes", [])) if not process.is_alive()]
-            self.close()
-            raise UserError(f"task.vecenv=async: the process of environment {dead} died") from error
 
 
 def find_spec(id: str | None, where: str = "task.id") -> EnvSpec:
@@ -224,38 +152,6 @@ def _wrapper_class(name: str, where: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{where}: no wrapper '{name}': {error}") from error
-
-
-def _seeded(maker: GymMaker, index: int, seed: int | None, render_mode: str | None, parent: int, is_async: bool) -> gymnasium.Env:
-    if seed is not None and os.getpid() != parent:
-        seed_globals(seed + index)  # a forked process starts with its parent's generators, the same in all of them
-    # gymnasium asks every asynchronous environment for its picture, so each needs the mode
-    env = maker(index, render_mode if index == 0 or is_async else None)
-    if seed is not None:
-        env.action_space.seed(seed + index)
-    return env
-
-
-def _numeric(raw: dict[str, Any], dones: np.ndarray) -> dict[str, Any]:
-    """The numeric entries of gymnasium's infos. Where an episode ended, those of its last step, not those of the reset after it."""
-    infos = {key: value for key, value in raw.items() if _is_numeric(key, value)}
-    for key, value in raw.get("final_info", {}).items():
-        if _is_numeric(key, value):
-            infos[key] = infos[key].copy() if key in infos else np.zeros_like(value)
-            infos[key][dones] = value[dones]
-    return infos
-
-
-def _is_numeric(key: str, value: Any) -> bool:
-    return not key.startswith("_") and isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
-
-
-def _put_row(tree: Any, row: int, value: Any) -> None:
-    if isinstance(tree, dict):
-        for key in tree:
-            _put_row(tree[key], row, value[key])
-    else:
-        tree[row] = value
 
 
 def _install_hint(spec: EnvSpec, error: Exception) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
-from typing import Any
-
-import numpy as np
+from multiprocessing.connection import Listener
+from typing import Any, NoReturn
 
 from core.errors import UserError
-from tasks.one_env import Failure, Maker
-from tasks.row_vecenv import RowVecEnv, portable
+from tasks import rows
+from tasks.env_group import Failure
+from tasks.link_vecenv import LinkVecEnv, check_workers, span, split
+from tasks.one_env import Maker
+from tasks.row_vecenv import portable
+from tasks.worker_link import Broken, Link, SharedRows
 
 GIB = 1024**3
 
@@ -19,13 +23,13 @@ _in_use = 0  # RayVecEnvs of this process
 _ours = False  # this module called ray.init
 
 
-class RayVecEnv(RowVecEnv):
-    """N environments spread over Ray actors.
+class RayVecEnv(LinkVecEnv):
+    """N environments spread over Ray actors. Those on this machine answer through a socket and shared memory, others through Ray.
 
     Args:
         maker: builds environment i; travels to the workers by cloudpickle, with every environment registered at run time.
         seed: of environment 0; environment i gets seed + i. None: unseeded.
-        num_workers: actors; default: one per CPU, at most one per environment.
+        num_workers: actors; default: one per CPU that Ray has, at most one per environment.
         ray_config: keyword arguments of `ray.init`, used if Ray is not running yet.
 
     Raises UserError where an environment raises in a worker (with its traceback) or a worker dies (with its environments).
@@ -41,39 +45,32 @@ class RayVecEnv(RowVecEnv):
         ray_config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(num_envs, render_mode)
-        if num_workers is not None and not 1 <= num_workers <= num_envs:
-            raise UserError(f"task.num_workers is {num_workers}. Valid: 1 to num_envs ({num_envs})")
+        check_workers(num_workers, num_envs)
         payload = portable(maker)
         self._workers: list[Any] = []
+        self._serving: dict[int, Any] = {}  # the call in which a linked worker stays, which tells why it died
+        self._links: list[Any] = []
         self._closed = False
         self._ray = _start_ray(ray_config or {})
-        workers = num_workers or min(num_envs, os.cpu_count() or 1)
-        self._indices = [part.tolist() for part in np.array_split(np.arange(num_envs), workers)]
+        cpus = int(self._ray.cluster_resources().get("CPU", 1))
+        self._indices = split(num_envs, num_workers or min(num_envs, max(cpus, 1)))
         # num_cpus=0: Ray would otherwise leave the workers beyond its CPU count waiting for ever
-        actor = self._ray.remote(num_cpus=0)(_worker_class())
+        actor = self._ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(_worker_class())
         try:
             self._workers = [actor.remote(sys.path, (indices, seed, True, render_mode)) for indices in self._indices]
-            infos = self._ask("unpack", [(payload,)] * workers)
+            self._connect()
+            infos = self._ask("unpack", [(payload,)] * len(self._workers))
             self._describe(infos[0], [len(indices) for indices in self._indices])
         except BaseException:
             self.close()
             raise
-
-    def worker_ids(self) -> list[int]:
-        """The process id of each worker."""
-        return self._ask("process_id")
-
-    def render(self) -> np.ndarray:
-        return self._get(0, self._workers[0].call.remote("render"), "render")
 
     def close(self) -> None:
         global _in_use, _ours
         if self._closed:
             return
         self._closed = True
-        if self._workers:
-            closing = [worker.call.remote("close") for worker in self._workers]
-            self._ray.wait(closing, num_returns=len(closing), timeout=5.0)  # a dead or hanging worker must not keep us
+        self._close_links()
         for worker in self._workers:
             self._ray.kill(worker)
         self._workers = []
@@ -82,20 +79,74 @@ class RayVecEnv(RowVecEnv):
             self._ray.shutdown()
             _ours = False
 
-    def _ask(self, method: str, arguments: list[tuple[Any, ...]] | None = None) -> list[Any]:
-        arguments = arguments or [()] * len(self._workers)
-        refs = [worker.call.remote(method, *args) for worker, args in zip(self._workers, arguments, strict=True)]
-        return [self._get(i, ref, method) for i, ref in enumerate(refs)]
+    def _connect(self) -> None:
+        """Links the workers that can reach a socket of this process, which no other machine can."""
+        calls = [_Calls(self._ray, worker) for worker in self._workers]
+        self._links = list(calls)
+        listener = _listen(len(calls))
+        if listener is None:
+            return
+        with listener:
+            for i, worker in enumerate(self._workers):
+                calls[i].ask("connect", listener.address)
+                if self._receive(i, "connect"):
+                    connection: Any = listener.accept()
+                    self._links[i] = Link(connection)
+                    self._serving[i] = worker.serve.remote()
 
-    def _get(self, worker: int, ref: Any, method: str) -> Any:
+    def _place(self, worker: int) -> str:
+        return f", in Ray worker {worker}"
+
+    def _raise_dead(self, worker: int, method: str, error: Broken) -> NoReturn:
+        reason: Any = error.__cause__
+        if worker in self._serving:
+            try:  # Ray knows why a moment after the socket broke
+                self._ray.get(self._serving[worker], timeout=10.0)
+            except self._ray.exceptions.RayError as cause:
+                reason = cause
+        raise UserError(f"Ray worker {worker} ({span(self._indices[worker])}) died in {method}: {_first_line(reason)}") from error
+
+
+class _Calls:
+    """`Link` for a worker on another machine: every request is a call of its actor, and only then do arrays travel."""
+
+    def __init__(self, ray: Any, worker: Any) -> None:
+        self._ray, self._worker = ray, worker
+        self._pending: Any = None
+        self._stepping = False
+        self._rows: dict[str, Any] = {}
+
+    def ask(self, method: str, *args: Any) -> None:
+        """Calls a method of the actor itself, not of its group."""
+        self._pending = getattr(self._worker, method).remote(*args)
+
+    def send(self, method: str, *args: Any) -> None:
+        self._stepping = method == "step"
+        self.ask("call", "step_alone" if self._stepping else method, *args)
+
+    def receive(self) -> Any:
         try:
-            answer = self._ray.get(ref)
+            answer = self._ray.get(self._pending)
         except self._ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"Ray worker {worker} ({_span(self._indices[worker])}) died in {method}: {reason}") from error
-        if isinstance(answer, Failure):
-            raise UserError(f"environment {answer.index} raised in {method}, in Ray worker {worker}:\n{answer.text}")
+            raise Broken from error
+        if self._stepping and not isinstance(answer, Failure):
+            answer, arrays = answer
+            rows.fill(self._rows, arrays)
         return answer
+
+    def share(self, memory: SharedRows, start_stop: tuple[int, int]) -> None:
+        self._rows = rows.part(memory.arrays, *start_stop)
+        self.send("attach_own", memory.layout)
+
+    def close(self, timeout: float) -> None:
+        self._ray.wait([self._pending], timeout=timeout)
+
+
+def _listen(backlog: int) -> Listener | None:
+    """A Unix socket in a directory that only this user can enter; None where there can be none."""
+    with contextlib.suppress(OSError, ValueError):
+        return Listener(family="AF_UNIX", backlog=backlog)
+    return None
 
 
 def _worker_class() -> type:
@@ -106,12 +157,26 @@ def _worker_class() -> type:
             import sys
 
             sys.path.extend(folder for folder in sys_path if folder not in sys.path)
-            from tasks.one_env import EnvGroup
+            from tasks.env_group import EnvGroup
 
             self.group = EnvGroup(*arguments)
 
         def call(self, method: str, *args: Any) -> Any:
             return getattr(self.group, method)(*args)
+
+        def connect(self, address: str) -> bool:
+            from multiprocessing.connection import Client
+
+            try:
+                self.connection = Client(address, family="AF_UNIX")
+            except OSError:
+                return False
+            return True
+
+        def serve(self) -> None:
+            from tasks.worker_link import serve
+
+            serve(self.group, self.connection)
 
     return Worker
 
@@ -144,5 +209,5 @@ def _start_ray(ray_config: dict[str, Any]) -> Any:
     return ray
 
 
-def _span(indices: list[int]) -> str:
-    return f"environment {indices[0]}" if len(indices) == 1 else f"environments {indices[0]} to {indices[-1]}"
+def _first_line(reason: Any) -> str:
+    return (str(reason).strip().splitlines() or ["its connection broke"])[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import cloudpickle
 import gymnasium
@@ -14,7 +14,9 @@ import torch
 
 from core.errors import UserError
 from core.vecenv import Obs, VecEnv
-from tasks.one_env import Batch, EnvGroup, Failure, Maker, join
+from tasks import rows
+from tasks.env_group import EnvGroup, Failure
+from tasks.one_env import Maker
 
 
 class RowVecEnv(VecEnv):
@@ -24,7 +26,7 @@ class RowVecEnv(VecEnv):
     infos: `time_outs` (N,), `terminal_obs` like the observations, and every number that an environment reports, as (N,) arrays
     (0 where an environment did not report it).
 
-    A subclass starts the groups, calls `_describe`, and writes `_ask`.
+    A subclass starts the groups, calls `_describe`, and writes `_ask` and `_attach`.
     """
 
     reset_mode = "same_step"
@@ -33,6 +35,7 @@ class RowVecEnv(VecEnv):
         self.num_envs = num_envs
         self.render_mode = render_mode
         self._masks: np.ndarray | None = None
+        self._rows: dict[str, Any] = {}
 
     def _ask(self, method: str, arguments: list[tuple[Any, ...]] | None = None) -> list[Any]:
         """Calls `method` on every group, with one argument tuple each, and returns the answers in the groups' order.
@@ -40,6 +43,14 @@ class RowVecEnv(VecEnv):
         Raises UserError where an environment raised or a group is gone.
         """
         raise NotImplementedError
+
+    def _attach(self, layout: dict[str, Any]) -> dict[str, Any]:
+        """Allocates the arrays of all environments for a `tasks.rows.layout`, where `_step` finds the groups' results."""
+        raise NotImplementedError
+
+    def _step(self, actions: list[tuple[np.ndarray]]) -> list[dict[str, np.ndarray]]:
+        """Steps every group, so that `self._rows` holds their results; returns their infos."""
+        return self._ask("step", actions)
 
     def _describe(self, info: dict[str, Any], sizes: list[int]) -> None:
         """info: `OneEnv.info()`; sizes: environments per group."""
@@ -50,27 +61,36 @@ class RowVecEnv(VecEnv):
         self.value_size = info["value_size"]
         self._has_masks = info["has_masks"]
         self._groups = len(sizes)
-        self._cuts = np.cumsum(sizes)[:-1] * self.num_agents
+        ends = np.cumsum(sizes).tolist()
+        self._spans = [(end - size, end) for end, size in zip(ends, sizes, strict=True)]  # environments of each group
         if self.render_mode is not None and self.render_mode not in info["render_modes"]:
             self.close()
             raise UserError(f"this environment cannot render '{self.render_mode}'. It offers: {info['render_modes'] or '(nothing)'}")
 
     def reset(self) -> Obs:
-        batches = self._ask("reset")
-        self._masks = self._join_masks(batches)
-        return join([batch.obs for batch in batches])
+        answers = self._ask("reset")
+        obs = rows.tree_map(lambda *leaves: np.concatenate(leaves), *[obs for obs, _ in answers])
+        masks = np.concatenate([masks for _, masks in answers]) if self._has_masks else None
+        if not self._rows:  # only an observation tells its true shape and type
+            self._rows = self._attach(rows.layout(obs, self.num_agents, self.value_size, masks))
+        self._masks = None if masks is None else rows.flat(masks)
+        return rows.flat(obs)
 
     def step(self, actions: Any) -> tuple[Obs, np.ndarray, np.ndarray, dict[str, Any]]:
-        batches = self._ask("step", [(part,) for part in np.split(to_numpy(actions), self._cuts)])
-        obs = join([batch.obs for batch in batches])
-        infos = self._join_infos([info for batch in batches for info in batch.infos])
-        infos["time_outs"] = np.concatenate([batch.time_outs for batch in batches])
+        if not self._rows:
+            raise RuntimeError("reset() comes before step()")
+        given, agents = to_numpy(actions), self.num_agents
+        reported = self._step([(given[start * agents : stop * agents],) for start, stop in self._spans])
+        results = self._rows
+        obs = rows.flat(results["obs"])
+        infos = self._join_infos(reported)
+        infos["time_outs"] = rows.flat(results["time_outs"])
         infos["terminal_obs"] = obs
-        if any(batch.terminal_obs is not None for batch in batches):
-            infos["terminal_obs"] = join([b.obs if b.terminal_obs is None else b.terminal_obs for b in batches])
-        self._masks = self._join_masks(batches)
-        rewards = np.concatenate([batch.rewards for batch in batches])
-        return obs, rewards, np.concatenate([batch.dones for batch in batches]), infos
+        ended = np.flatnonzero(results["ended"])
+        if len(ended):
+            infos["terminal_obs"] = rows.tree_map(lambda now, last: _with_last(now, last, ended), results["obs"], results["terminal"])
+        self._masks = rows.flat(results["masks"]) if self._has_masks else None
+        return obs, rows.flat(results["rewards"]), rows.flat(results["dones"]), infos
 
     def has_action_masks(self) -> bool:
         return self._has_masks
@@ -92,16 +112,18 @@ class RowVecEnv(VecEnv):
     def render(self) -> np.ndarray:
         return self._ask("render")[0]
 
-    def _join_masks(self, batches: list[Batch]) -> np.ndarray | None:
-        return np.concatenate([batch.masks for batch in batches]) if self._has_masks else None
-
-    def _join_infos(self, infos: list[dict[str, Any]]) -> dict[str, Any]:
+    def _join_infos(self, reported: list[dict[str, np.ndarray]]) -> dict[str, Any]:
         joined: dict[str, Any] = {}
-        for i, info in enumerate(infos):
-            for key, value in info.items():
-                if key not in joined:
-                    joined[key] = np.zeros(self.num_envs * self.num_agents, dtype=np.asarray(value).dtype)
-                joined[key][i * self.num_agents : (i + 1) * self.num_agents] = value
+        for key in dict.fromkeys(key for columns in reported for key in columns):
+            known = [columns.get(key) for columns in reported]
+            shapes = {column.shape[1:] for column in known if column is not None}
+            if len(shapes) == 1:  # else the groups disagree on what this is
+                dtype, shape = np.result_type(*[column for column in known if column is not None]), (self.num_envs, *shapes.pop())
+                joined[key] = np.zeros(shape, dtype)
+                for (start, stop), column in zip(self._spans, known, strict=True):
+                    if column is not None:
+                        joined[key][start:stop] = column
+                joined[key] = joined[key].reshape(-1, *shape[2:])
         return joined
 
 
@@ -122,11 +144,30 @@ class LocalVecEnv(RowVecEnv):
     def _ask(self, method: str, arguments: list[tuple[Any, ...]] | None = None) -> list[Any]:
         answer = getattr(self._group, method)(*(arguments[0] if arguments else ()))
         if isinstance(answer, Failure):
-            raise UserError(f"environment {answer.index} raised in {method}:\n{answer.text}")
+            raise_failure(answer, method)
         return [answer]
+
+    def _attach(self, layout: dict[str, Any]) -> dict[str, Any]:
+        arrays = rows.allocate(layout, self.num_envs)
+        self._ask("attach", [(arrays,)])
+        return arrays
 
     def close(self) -> None:
         self._group.close()
+
+
+def _with_last(now: np.ndarray, last: np.ndarray, ended: np.ndarray) -> np.ndarray:
+    """A copy in rows, with the episode's last observation where it ended."""
+    made = now.copy()
+    made[ended] = last[ended]
+    return made.reshape(-1, *made.shape[2:])
+
+
+def raise_failure(failure: Failure, method: str, place: str = "") -> NoReturn:
+    """A UserError with the traceback of an environment; place: `, in ...`, where it ran."""
+    if failure.mistake:
+        raise UserError(failure.text)
+    raise UserError(f"environment {failure.index} raised in {method}{place}:\n{failure.text}")
 
 
 def to_numpy(actions: Any) -> np.ndarray:

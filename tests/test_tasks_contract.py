@@ -304,7 +304,7 @@ def test_action_spaces(space: spaces.Space, action: Any, given: Any) -> None:
     env.reset()
     dtype = np.float32 if isinstance(space, spaces.Box) else np.int64
     env.step(np.array([action, action], dtype=dtype))
-    assert np.allclose(env._envs.envs[0].unwrapped.last_action, given)
+    assert np.allclose(env._group.envs[0].env.unwrapped.last_action, given)
 
 
 def test_wrappers_by_name_and_by_path() -> None:
@@ -426,6 +426,6 @@ def test_no_opengl(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_dead_process_of_async() -> None:
     env = build("gymnasium", id=register("Counter-v0", exit_at=1), vecenv="async")
     env.reset()
-    with pytest.raises(UserError, match=r"environment .* died"):
+    with pytest.raises(UserError, match=r"environments? .* died"):
         env.step(np.zeros(2, int))
     env.close()

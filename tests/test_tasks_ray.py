@@ -17,7 +17,7 @@ import pytest
 
 from core import registry
 from core.errors import UserError
-from tasks import gymnasium_task, ray_vecenv, rl_games_task
+from tasks import gymnasium_task, ray_vecenv, rl_games_task, worker_link
 from tests.task_envs import Team, register
 
 
@@ -102,6 +102,52 @@ def test_a_worker_that_dies() -> None:
     with pytest.raises(UserError, match=r"Ray worker 1 \(environment 2\) died in step"):
         collections.deque((env.step(np.zeros(3, int)) for _ in range(100)), maxlen=0)  # Ray needs a moment to notice
     env.close()
+    env.close()
+
+
+def test_workers_of_this_machine_are_linked_and_others_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker elsewhere cannot reach our socket; then everything travels by Ray, and the transitions are the same."""
+
+    def play(num_workers: int) -> tuple[list[type], list[Any]]:
+        env = build(register("Counter-v0", length=3, max_episode_steps=5), num_workers=num_workers)
+        seen = [env.reset()]
+        for _ in range(7):
+            obs, rewards, dones, infos = env.step(np.zeros(3, int))
+            seen += [obs, rewards, dones, infos["time_outs"], infos["terminal_obs"], infos["scores"]]
+        kinds = [type(link) for link in env._links]
+        env.close()
+        return kinds, seen
+
+    kinds, linked = play(2)
+    assert kinds == [worker_link.Link] * 2
+    monkeypatch.setattr(ray_vecenv, "_listen", lambda backlog: None)
+    kinds, called = play(2)
+    assert kinds == [ray_vecenv._Calls] * 2
+    assert all((a == b).all() for a, b in zip(linked, called, strict=True))
+
+
+def test_a_called_worker_that_raises_or_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_vecenv, "_listen", lambda backlog: None)
+    env = build(register("Counter-v0", crash_at=2))
+    env.reset()
+    env.step(np.zeros(3, int))
+    with pytest.raises(UserError, match=r"environment 0 raised in step, in Ray worker 0(.|\n)*ValueError: the wheels came off"):
+        env.step(np.zeros(3, int))
+    os.kill(env.worker_ids()[1], signal.SIGKILL)
+    with pytest.raises(UserError, match=r"Ray worker 1 \(environment 2\) died in reset"):
+        collections.deque((env.reset() for _ in range(100)), maxlen=0)
+    env.close()
+
+
+def test_a_socket_that_no_worker_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere:
+        address = "/nowhere/at/all"
+        __enter__ = __exit__ = lambda self, *args: self
+
+    monkeypatch.setattr(ray_vecenv, "_listen", lambda backlog: Elsewhere())
+    env = build("CartPole-v1")
+    assert [type(link) for link in env._links] == [ray_vecenv._Calls] * 2
+    assert env.reset().shape == (3, 4)
     env.close()
 
 
