@@ -182,7 +182,10 @@ def _worker_class() -> type:
 
 
 def _start_ray(ray_config: dict[str, Any]) -> Any:
-    """Imports Ray (a second) and starts it unless it runs already. Counts its users, so that the last one can stop it."""
+    """Imports Ray (a second) and starts it, or joins the cluster that `address` or RAY_ADDRESS names, unless it runs already.
+
+    Counts its users, so that the last one can stop it.
+    """
     global _in_use, _ours
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -201,12 +204,22 @@ def _start_ray(ray_config: dict[str, Any]) -> Any:
             "object_store_memory": GIB,
         }
         try:
-            ray.init(**{**quiet, **ray_config})
-        except (TypeError, RuntimeError, ValueError) as error:
+            _init(ray, {**quiet, **ray_config}, "object_store_memory" in ray_config)
+        except (TypeError, RuntimeError, ValueError, ConnectionError) as error:
             raise UserError(f"task.ray_config {ray_config}: {error}") from error
         _ours = True
     _in_use += 1
     return ray
+
+
+def _init(ray: Any, arguments: dict[str, Any], memory_is_asked: bool) -> None:
+    """ray.init. A cluster that runs already (`ray start`, RAY_ADDRESS) has its memory, and refuses ours, which nobody asked for."""
+    try:
+        ray.init(**arguments)
+    except ValueError as error:
+        if memory_is_asked or "existing cluster" not in str(error):
+            raise
+        ray.init(**{key: value for key, value in arguments.items() if key != "object_store_memory"})
 
 
 def _first_line(reason: Any) -> str:

@@ -1,8 +1,8 @@
 """A connection to a group of environments in another process of this machine: requests and answers through a socket, arrays through
 shared memory.
 
-It costs some 50 microseconds a step where a call of a Ray actor costs a millisecond, and it breaks in the moment in which the other
-process dies. Nothing here imports torch, as workers do without it.
+A request and its answer take some 50 microseconds where a call of a Ray actor takes a millisecond, and the link breaks in the moment in
+which the other process dies. Nothing here imports torch, as workers do without it.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -149,6 +150,30 @@ def test_a_socket_that_no_worker_reaches(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [type(link) for link in env._links] == [ray_vecenv._Calls] * 2
     assert env.reset().shape == (3, 4)
     env.close()
+
+
+def test_a_cluster_that_runs_already() -> None:
+    """It refuses what a fresh Ray is given; closing the environments must leave it running."""
+    import ray
+
+    code = """if True:
+        import numpy as np
+        from tasks import gymnasium_task
+        from core.errors import UserError
+        make = dict(num_envs=3, seed=0, device="cpu", id="CartPole-v1", vecenv="ray", num_workers=2)
+        env = gymnasium_task.make(**make)
+        print(env.reset().shape, env.step(np.zeros(3, int))[1].tolist())
+        env.close()
+        try:
+            gymnasium_task.make(**make, ray_config={"object_store_memory": 10**8})
+        except UserError as error:
+            print(str(error)[:15])
+    """
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    root = Path(__file__).parent.parent
+    ran = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    assert ran.stdout.splitlines() == ["(3, 4) [1.0, 1.0, 1.0]", "task.ray_config"], ran.stderr
+    assert ray.cluster_resources()["CPU"] == 2
 
 
 def test_teams_of_rl_games_in_workers() -> None:
