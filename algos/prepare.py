@@ -18,8 +18,13 @@ else:
     Base = object
 
 
+KEPT = 2**26  # numbers of an epoch's observations that are kept normalized: 256 MB; more are normalized minibatch by minibatch
+
+
 class Preparer(Base):
     """The part of `Agent` that turns a rollout into a batch."""
+
+    _pictures: Tensor | None = None
 
     def make_batch(self, rollout: Rollout, last_values: Tensor) -> tuple[Batch, Batch | None]:
         """Returns the policy's batch (L rows) and the central value's (T * num_actors rows), if there is one.
@@ -75,6 +80,17 @@ class Preparer(Base):
             self.fast.refresh()
             if not large:
                 fields["normalized_obs"] = self.fast.normalize(obs)
+            elif obs.numel() <= KEPT:
+                fields["normalized_obs"] = self._kept_pictures(obs)
+
+    def _kept_pictures(self, obs: Tensor) -> Tensor:
+        """All pictures normalized, in memory that is used again every epoch; by the minibatch, so that no second float copy is made."""
+        dtype = torch.bfloat16 if self.options.precision == "bf16" else torch.float32
+        if self._pictures is None or self._pictures.shape != obs.shape:
+            self._pictures = torch.empty(obs.shape, dtype=dtype, device=obs.device)
+        for into, piece in zip(self._pictures.split(self.minibatch_size), obs.split(self.minibatch_size), strict=True):
+            into.copy_(self.fast.normalize(piece))
+        return self._pictures
 
     def _normalize_values(self, values: Tensor, returns: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The running statistics see the values, then the returns (kept rows only); each is normalized right after."""

@@ -171,3 +171,9 @@ def test_values_that_are_offered_work(horizon: int, envs: int, name: str) -> Non
         config.check_batch(batch(horizon, envs, **{name: int(value)}))
     for value in other[0].split(", ") if other else []:
         config.check_batch(batch(horizon, int(value), **{name: 13}))
+
+
+def test_precision_is_a_shorthand_of_algorithms_that_have_it():
+    assert "precision" not in params("task=Pendulum")["config"]
+    with pytest.raises(UserError, match="precision is 'bf16', but algorithm 'ppo' has no such option"):  # the stand-in of these tests
+        params("task=Pendulum", "precision=bf16")

@@ -19,6 +19,8 @@ def test_every_algorithm_config(path: Path) -> None:
     assert config.unread(cfg) == []
     params = config.to_params(cfg)
     config.check_batch(params)
+    fast = config.to_params(config.check(effective("task=Pendulum", f"train={path.stem}", "precision=bf16")))
+    assert fast["config"]["precision"] == "bf16"
     assert params["config"]["name"] == f"Pendulum_{path.stem}"  # so `name:` in the file is the file's own
 
 

@@ -380,3 +380,41 @@ def test_episode_totals_equal_counting_step_by_step(tmp_path, monkeypatch):
     other = EpisodeStats(6, 2, 2, 7)
     other.load_state_dict(stats.state_dict(), running=True)
     torch.testing.assert_close(other.running, stats.running)
+
+
+@pytest.mark.parametrize("kept", [2**26, 1], ids=["kept", "on_the_fly"])
+@pytest.mark.parametrize("reset_mode", ["same_step", "next_step"])
+def test_large_observations_are_normalized_like_small_ones(reset_mode, kept, tmp_path, monkeypatch):
+    def trained(name):
+        agent = agent_of(FastNoise, tmp_path / name, monkeypatch, {"reset_mode": reset_mode}, shuffle=False)
+        agent.train()
+        return agent
+
+    small = trained("small")
+    monkeypatch.setattr("algos.prepare.LARGE", 1)
+    monkeypatch.setattr("algos.batch.LARGE", 1)
+    monkeypatch.setattr("algos.prepare.KEPT", kept)
+    large = trained("large")
+    assert (large._pictures is not None) == (kept > 1)
+    for name, value in weights(small).items():
+        torch.testing.assert_close(weights(large)[name], value, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("action", ["continuous", "discrete"])
+def test_bf16_computes_in_bfloat16_and_learns_in_float32(action, tmp_path, monkeypatch):
+    seen = []
+
+    class Seen(Agent):
+        def evaluate_actions(self, mb):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().evaluate_actions(mb)
+
+    agent = agent_of(Seen, tmp_path, monkeypatch, action=action, precision="bf16")
+    hidden = []
+    agent.model.a2c_network.actor_mlp[0].register_forward_hook(lambda module, args, out: hidden.append(out.dtype))
+    agent.train()
+    assert all(seen)
+    assert seen
+    assert set(hidden) == {torch.bfloat16}
+    assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in agent.model.parameters())
+    assert agent.rollout.values.dtype == agent.rollout.neglogp.dtype == torch.float32
