@@ -70,7 +70,7 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Saving):
     discrete agent when the task's action space is known, so that one class serves both.
     """
 
-    default_class: ClassVar[type]  # Agent itself: what a subclass's methods are compared with
+    default_class: ClassVar[Any]  # Agent itself: what a subclass's methods are compared with
     kind: ClassVar[str]  # action kind, set by for_actions()
     optimizer: Any  # what build_optimizers() calls 'policy'
     model: Any  # rl_games' module: it has get_aux_loss() and running_mean_std, which nn.Module does not know

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rl_games.algos_torch.models import ModelA2C, ModelA2CContinuousLogStd
 from torch import Tensor
 
@@ -46,6 +47,7 @@ class Fast:
         standard = self.continuous or type(agent.model) is ModelA2C.Network
         compiled = bool(agent.config.get("torch_compile", False))
         self.reason = self._why_not(standard, compiled)
+        self.plain_floats = type(agent.policy).preprocess is Policy.preprocess  # which leaves float32 as it is
         self.stats = Frozen(self.model.running_mean_std) if agent.normalize_input and self.reason is None else None
         self.fused = None if self.reason or agent.mixed_precision else FusedNet.of(agent.model)
         self.losses = self.reason is None and self._default_losses()
@@ -58,6 +60,8 @@ class Fast:
             return "fused is false"
         if not standard:
             return f"the model is {type(agent.model).__module__}.{type(agent.model).__qualname__}"
+        if type(agent).model_inputs is not agent.default_class.model_inputs:
+            return "'model_inputs' is overridden"
         if agent.use_action_masks:
             return "the task has action masks"
         if not isinstance(agent.policy.obs_shape, tuple):
@@ -66,7 +70,7 @@ class Fast:
 
     def _default_losses(self) -> bool:
         agent = self.agent
-        own = any(overrides(agent, name, Hooks) for name in LOSS_HOOKS)
+        own = any(overrides(agent, name, Hooks) for name in LOSS_HOOKS) or type(agent).mean is not agent.default_class.mean
         return bool(agent.ppo and not agent.use_smooth_clamp and agent.options.mean_over_mask and agent.head.standard_losses and not own)
 
     def _why_plain_steps(self) -> str | None:
@@ -95,12 +99,21 @@ class Fast:
         obs = self.agent.policy.preprocess(obs)
         return self.stats(obs) if self.stats is not None else obs
 
-    def network(self, obs: Tensor, **inputs: Any) -> tuple[Tensor, Tensor | None, Tensor, Any]:
-        """normalized observations -> head (B, A): means or logits; log standard deviations or None; values (B, V); memory."""
-        if self.fused is not None and not inputs:
+    def normalize_step(self, obs: Tensor, out: Tensor) -> Tensor:
+        """`normalize` for a step of the rollout, into `out` where that needs nothing else."""
+        if self.stats is None or not self.plain_floats or obs.dtype != torch.float32:
+            return self.normalize(obs)
+        return self.stats(obs, out=out)
+
+    def network(self, obs: Tensor, actions: Tensor | None = None, **inputs: Any) -> tuple[Tensor, Tensor | None, Tensor, Any]:
+        """normalized observations -> head (B, A): means or logits; log standard deviations or None; values (B, V); memory.
+
+        `actions` are those of a minibatch; None in the rollout. A network that is no plain MLP may read both.
+        """
+        if self.fused is not None:
             head, values = self.fused(obs)
             return head, self.net.sigma_act(self.net.sigma) if self.continuous else None, values, None
-        result = self.net({"obs": obs, **inputs})
+        result = self.net({"obs": obs, "is_train": actions is not None, "prev_actions": actions, **inputs})
         if self.continuous:
             mus, logstd, values, states = result
             return mus.float(), logstd.float(), values.float(), states
@@ -115,7 +128,7 @@ class Fast:
             inputs = {"rnn_states": mb.rnn_states, "seq_length": self.agent.seq_length}
             if self.agent.zero_rnn_on_done:
                 inputs["dones"] = mb.rnn_dones
-        head, logstd, values, states = self.network(obs, **inputs)
+        head, logstd, values, states = self.network(obs, mb.actions, **inputs)
         raw = {"values": values, "rnn_states": states}
         if logstd is None:
             neglogp, entropy, logp = fused_losses.Categorical.apply(head, mb.actions)

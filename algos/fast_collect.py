@@ -98,8 +98,7 @@ class FastCollector(Base):
 
     def _forward(self, steps: Steps, n: int) -> None:
         """The policy on step n's observations: head, values and, where it is not fixed, sigma into their buffers."""
-        x, fused, stats = steps.obs[n], self.fast.fused, self.fast.stats
-        x = self.fast.normalize(x) if stats is None or x.dtype != torch.float32 else stats(x, out=steps.normalized)
+        fused, x = self.fast.fused, self.fast.normalize_step(steps.obs[n], steps.normalized)
         if fused is not None:
             fused.act(x, steps.head[n], None if fused.separate else steps.values[n])
             return

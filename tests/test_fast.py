@@ -334,6 +334,52 @@ def test_what_the_fast_path_cannot_serve_takes_the_plain_one(tmp_path, monkeypat
         each.train()
 
 
+class HalvedObs(Policy):
+    def preprocess(self, obs):
+        return super().preprocess(obs) * 0.5
+
+
+class OwnInputs(Agent):
+    def model_inputs(self, mb):
+        return super().model_inputs(mb)
+
+
+class OwnMean(Agent):
+    def mean(self, values, mask):
+        return super().mean(values, mask)
+
+
+def test_an_own_preprocess_is_seen_at_every_step(tmp_path, monkeypatch):
+    registry.discover()
+    entry = registry.AlgoEntry("halved", FastNoise, AgentOptions, "default", HalvedObs, registry.ACTION_KINDS)
+    plain = registry.AlgoEntry("halved_plain", GivenNoise, AgentOptions, "default", HalvedObs, registry.ACTION_KINDS)
+    monkeypatch.setitem(registry.algos._entries, "halved", entry)
+    monkeypatch.setitem(registry.algos._entries, "halved_plain", plain)
+    agents = [
+        our_agent(toy_params(shuffle=False, fused=f), ToyVecEnv(), tmp_path / n, n) for n, f in (("halved", True), ("halved_plain", False))
+    ]
+    for agent in agents:
+        agent.train()
+    assert agents[0].fast.step_reason is None
+    for name, value in weights(agents[0]).items():
+        torch.testing.assert_close(value, weights(agents[1])[name], rtol=2e-4, atol=2e-4)
+
+
+def test_an_own_way_into_the_model_or_of_taking_means_is_kept(tmp_path, monkeypatch):
+    assert "model_inputs" in agent_of(OwnInputs, tmp_path / "inputs", monkeypatch).fast.reason
+    fast = agent_of(OwnMean, tmp_path / "mean", monkeypatch).fast
+    assert not fast.losses
+    assert fast.fused is not None
+
+
+def test_a_network_reads_in_training_what_it_reads_on_the_plain_path(tmp_path, monkeypatch):
+    agent = agent_of(Agent, tmp_path, monkeypatch, mlp={"activation": "swish"}, max_epochs=1)
+    seen = []
+    agent.model.a2c_network.register_forward_pre_hook(lambda module, args: seen.append((args[0]["is_train"], args[0]["prev_actions"])))
+    agent.train()
+    assert {(train, actions is None) for train, actions in seen} == {(False, True), (True, False)}
+
+
 def test_a_second_derivative_in_the_default_update_names_the_way_out(tmp_path, monkeypatch):
     class Penalty(Agent):
         def extra_losses(self, mb, out):
