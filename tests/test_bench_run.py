@@ -13,9 +13,11 @@ from experiments.bench.sides import ROOT, Side, members
 from experiments.bench.workloads import WORKLOADS, torch_cartpole
 
 
-def plausible(figures, epochs):
+def plausible(figures, epochs, rows):
+    """Nothing here depends on how fast the machine is: it may be busy."""
     assert figures["epochs"] == epochs
-    assert figures["fps"] > 100
+    seconds_per_epoch = sum(figures["seconds"].values())
+    assert figures["fps"] * seconds_per_epoch == pytest.approx(rows, rel=0.05), "the parts of an epoch do not add up to its wall-clock"
     assert 0 < figures["start"] < figures["first_epoch"]
     assert 100 < figures["peak_mib"] < 4000
     seconds = figures["seconds"]
@@ -29,7 +31,7 @@ def test_a_round_of_b_with_a_peer(tmp_path, capsys):
     result = json.loads((out / "bench.json").read_text())
     (figures,) = result["workloads"]["B"]["rounds"]
     assert list(figures) == ["stock", "ours", "cleanrl", "raw"]
-    assert all(plausible(figures[side], 3) for side in ("stock", "ours", "cleanrl"))
+    assert all(plausible(figures[side], 3, 64 * 32) for side in ("stock", "ours", "cleanrl"))
     assert figures["raw"]["fps"] > figures["ours"]["fps"]
     assert result["workloads"]["B"]["summary"]["stock"]["ratio"]["median"] == 1.0
     assert (out / "bench.png").stat().st_size > 10_000
@@ -42,7 +44,7 @@ def test_a_round_of_b_with_a_peer(tmp_path, capsys):
 
 @pytest.mark.parametrize("side", [Side("stock"), Side("ours", ROOT)], ids=lambda s: s.name)
 def test_the_rows_for_a_gpu_run_their_logic_on_the_cpu(side, tmp_path):
-    plausible(measure.run(side, torch_cartpole(32, 2, 1, "cpu"), 1, tmp_path / "run"), 2)
+    plausible(measure.run(side, torch_cartpole(32, 2, 1, "cpu"), 1, tmp_path / "run"), 2, 32 * 32)
 
 
 def test_the_algorithm_with_an_extra_network_trains(tmp_path):
@@ -51,6 +53,6 @@ def test_the_algorithm_with_an_extra_network_trains(tmp_path):
     step = members(small, [Side("ours", ROOT)])[-1]
     assert step.name == "ours/rnd_step"
     folder = tmp_path / "run"
-    plausible(measure.run(step, small, 1, folder, epochs=2), 2)
+    plausible(measure.run(step, small, 1, folder, epochs=2), 2, 4 * 16)
     last = json.loads((folder / "run/metrics.jsonl").read_text().splitlines()[-1])
     assert last["losses/predictor"] > 0
