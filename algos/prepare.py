@@ -74,8 +74,7 @@ class Preparer(Base):
         rows = torch.arange(len(fields["actions"]), device=fields["actions"].device)
         pieces = -(-len(rows) // self.minibatch_size) if large else 1  # as many on every rank, whatever its mask
         for piece in (rows if mask is None else rows[mask.bool()]).tensor_split(pieces):
-            seen = self.policy.preprocess(tree_map(lambda x: x[piece], obs))  # noqa: B023
-            learn(self.model.running_mean_std, seen, self.ranks)
+            learn(self.model.running_mean_std, self.policy.preprocess(take_rows(obs, piece)), self.ranks)
         if self.fast.reason is None:
             self.fast.refresh()
             if not large:
@@ -133,3 +132,8 @@ class Preparer(Base):
 def flat_tree(value: Any) -> Any:
     """`flat` for a field that may be a dict of tensors."""
     return {key: flat_tree(sub) for key, sub in value.items()} if isinstance(value, dict) else flat(value)
+
+
+def take_rows(value: Any, index: Tensor) -> Any:
+    """Rows of a field that may be a dict of tensors."""
+    return tree_map(lambda x: x[index], value)

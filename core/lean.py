@@ -23,7 +23,7 @@ was_enabled = gc.isenabled()
 gc.disable()
 
 import torch  # noqa: E402  after the collector is off
-from torch import optim  # noqa: E402
+from torch import optim  # noqa: E402  likewise
 
 COMPILER = "torch._dynamo"
 
@@ -35,7 +35,7 @@ def put_off_compiler() -> None:
         _put_off_disabling(getattr(optim.Optimizer, name))
     for cls in vars(optim).values():
         if isinstance(cls, type) and issubclass(cls, optim.Optimizer) and "step" in vars(cls):
-            cls.step = _put_off_graph_breaks(cls.step)  # type: ignore[method-assign]
+            cls.step = _put_off_graph_breaks(cls.step)  # type: ignore[method-assign]  # that is what putting off means
 
 
 def _put_off_disabling(method: Any) -> None:

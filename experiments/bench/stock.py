@@ -7,7 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
-warnings.simplefilter("ignore")
+warnings.simplefilter("ignore")  # before the imports below, which warn: hence the noqa
 
 from rl_games.common.algo_observer import DefaultAlgoObserver  # noqa: E402
 from rl_games.torch_runner import Runner  # noqa: E402
