@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from algos.batch import Batch
 from algos.flat_adam import FlatAdam
-from algos.fused_losses import Categorical, Gaussian, StandardLoss, Tape
+from algos.fused_losses import Categorical, Gaussian, Tape, loss_rows
 from algos.heads import Output
 from algos.hooks import Hooks
 
@@ -57,31 +57,29 @@ class ByHand:
 
     @torch.no_grad()
     def step(self, mb: Batch) -> tuple[Output, dict[str, Tensor]]:
-        """One optimizer step. Returns the network's output before it and the mean of each loss."""
+        """One optimizer step. Returns the network's output before it, and of each loss the rows, or with a mask its mean over them."""
         agent = self.fast.agent
         obs = mb.normalized_obs if "normalized_obs" in mb else self.fast.normalize(mb.obs)
         work = self.net.take_work(obs)
         head, values = self.net.forward_by_hand(obs, work)
-        dist, losses = Tape(), Tape()
+        dist = Tape()
         if self.sigma is not None:
             neglogp, entropy = Gaussian.forward(dist, head, self.sigma, mb.actions)
             out = Output(neglogp, values, entropy, mus=head, sigmas=self.sigma.exp().expand_as(head))
         else:
             neglogp, entropy, logp = Categorical.forward(dist, head, mb.actions)
             out = Output(neglogp, values, entropy, logits=logp)
-        _, *means = StandardLoss.forward(
-            losses, neglogp, entropy, values, None if self.bounds is None else head, *self.fast.loss_inputs(mb, self.bounds)
-        )
-        (d_neglogp, d_values, d_mus), d_entropy = losses.saved_tensors, losses.d_entropy  # nothing else scales the loss
+        rows = loss_rows(neglogp, entropy, values, None if self.bounds is None else head, *self.fast.loss_inputs(mb, self.bounds))
         if self.sigma is not None:
-            d_head, d_sigma, _ = Gaussian.backward(dist, d_neglogp, d_entropy)
+            d_head, d_sigma, _ = Gaussian.backward(dist, rows.d_neglogp, rows.d_entropy)
         else:
-            d_head, _ = Categorical.backward(dist, d_neglogp, d_entropy, None)
-        if d_mus is not None:
-            d_head += d_mus
-        grads: list[Any] = self.net.backward_by_hand(obs, work, d_head, d_values)
+            d_head, _ = Categorical.backward(dist, rows.d_neglogp, rows.d_entropy, None)
+        if rows.d_mus is not None:
+            d_head += rows.d_mus
+        grads: list[Any] = self.net.backward_by_hand(obs, work, d_head, rows.d_values)
         self.net.give_back(work)
         if self.sigma is not None:
             grads.append(d_sigma)
         self.optimizer.step_with(grads, self.places, agent.grad_norm if agent.truncate_grads else None, agent.ranks)
-        return out, self.fast.named(means, self.bounds)
+        parts = self.fast.named(rows.losses)
+        return out, parts if rows.share is None else {name: rows.mean(value) for name, value in parts.items()}

@@ -142,7 +142,7 @@ class Fast:
         values = out.values if self.agent.has_value_loss else None
         inputs = self.loss_inputs(mb, bounds)
         loss, *means = fused_losses.StandardLoss.apply(out.neglogp, out.entropy, values, None if bounds is None else out.mus, *inputs)
-        return loss, self.named(means, bounds)
+        return loss, self.named(means)
 
     def loss_inputs(self, mb: Batch, bounds: float | None) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """`rows` and `weights` of StandardLoss."""
@@ -150,8 +150,6 @@ class Fast:
         rows = (mb.old_neglogp, mb.advantages, mb.old_values, mb.returns, mb.mask)
         return rows, (agent.e_clip, agent.clip_value, 0.5 * agent.critic_coef, agent.entropy_coef, bounds)
 
-    def named(self, means: Sequence[Tensor], bounds: float | None) -> dict[str, Tensor]:
+    def named(self, means: Sequence[Tensor | None]) -> dict[str, Tensor]:
         """The parts that are in the loss, by rl_games' names."""
-        names = ["a_loss", *(["c_loss"] if self.agent.has_value_loss else []), "entropy", *([] if bounds is None else ["bounds_loss"])]
-        by_name = dict(zip(("a_loss", "c_loss", "entropy", "bounds_loss"), means, strict=True))
-        return {name: by_name[name] for name in names}
+        return {name: value for name, value in zip(fused_losses.LOSSES, means, strict=True) if value is not None}

@@ -7,10 +7,11 @@ of its part, and autograd differentiates it as usual.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from core.fused import differentiated_once
 
@@ -21,7 +22,6 @@ class Tape:
     """Stands in for autograd's context, so that a function's two halves can be called without a graph between them."""
 
     saved_tensors: tuple[Any, ...] = ()
-    d_entropy: Any = None
 
     def save_for_backward(self, *tensors: Any) -> None:
         self.saved_tensors = tensors
@@ -41,20 +41,21 @@ class Gaussian(torch.autograd.Function):
         sigma = logstd.exp()
         z = (actions - mus).div_(sigma)
         log_volume = logstd.sum(dim=-1)
-        neglogp = (z * z).sum(dim=-1).mul_(0.5).add_(HALF_LOG_2PI * mus.shape[-1]).add_(log_volume)
+        neglogp = torch.add(log_volume + HALF_LOG_2PI * mus.shape[-1], (z * z).sum(dim=-1), alpha=0.5)
         entropy = (log_volume + (0.5 + HALF_LOG_2PI) * mus.shape[-1]).expand(mus.shape[0])
         ctx.save_for_backward(z, sigma)
         return neglogp, entropy
 
     @staticmethod
     @differentiated_once
-    def backward(ctx: Any, d_neglogp: Tensor, d_entropy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_neglogp: Tensor, d_entropy: Tensor | float) -> tuple[Tensor | None, ...]:
+        """d_entropy: (B,), or one number for all rows."""
         z, sigma = ctx.saved_tensors
+        rows = d_neglogp + d_entropy
         weighted = z * d_neglogp.unsqueeze(1)
-        d_logstd = d_neglogp.unsqueeze(1) - weighted * z + (d_entropy if isinstance(d_entropy, float) else d_entropy.unsqueeze(1))
-        if sigma.dim() == 1:
-            d_logstd = d_logstd.sum(dim=0)
-        return weighted.div_(sigma).neg_(), d_logstd, None
+        squares = weighted * z
+        d_logstd = rows.sum() - squares.sum(dim=0) if sigma.dim() == 1 else rows.unsqueeze(1) - squares
+        return weighted.mul_(-sigma.reciprocal()), d_logstd, None
 
 
 class Categorical(torch.autograd.Function):
@@ -72,16 +73,79 @@ class Categorical(torch.autograd.Function):
 
     @staticmethod
     @differentiated_once
-    def backward(ctx: Any, d_neglogp: Tensor | None, d_entropy: Tensor | None, d_logp: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_neglogp: Tensor | None, d_entropy: Tensor | float | None, d_logp: Tensor | None) -> tuple[Tensor | None, ...]:
+        """d_entropy: (B,), or one number for all rows."""
         logp, p, entropy, index = ctx.saved_tensors
-        total = torch.zeros_like(logp) if d_logp is None else d_logp - p * d_logp.sum(dim=-1, keepdim=True)
+        by_p: Tensor | float = 0.0 if d_neglogp is None else d_neglogp.unsqueeze(1)  # (B, choices): what is multiplied by p
         if d_entropy is not None:
-            weight = d_entropy if isinstance(d_entropy, float) else d_entropy.unsqueeze(1)
-            total.sub_((logp + entropy.unsqueeze(1)).mul_(p).mul_(weight))
+            surprise = logp + entropy.unsqueeze(1)
+            by_p = by_p - surprise.mul_(d_entropy if isinstance(d_entropy, float) else d_entropy.unsqueeze(1))
+        if d_logp is not None:
+            by_p = by_p - d_logp.sum(dim=-1, keepdim=True)
+        total = p * by_p
+        if d_logp is not None:
+            total += d_logp
         if d_neglogp is not None:
-            weight = d_neglogp.unsqueeze(1)
-            total.add_(p * weight).scatter_add_(1, index, -weight)
+            total.scatter_add_(1, index, -d_neglogp.unsqueeze(1))
         return total, None
+
+
+class Rows(NamedTuple):
+    """The default losses row by row, in the order of `LOSSES`, and how each row's part in their weighted sum changes with its inputs.
+
+    None: not in the loss. Means are over the batch, or over the mask.
+    """
+
+    losses: tuple[Tensor | None, ...]  # (B,), the value loss (B, V)
+    d_neglogp: Tensor  # (B,)
+    d_values: Tensor | None  # (B, V)
+    d_mus: Tensor | None  # (B, A)
+    d_entropy: Tensor | float  # (B,), or one number for all rows
+    share: Tensor | None  # (B,) what each row adds to a mean; None: all the same
+
+    def mean(self, x: Tensor) -> Tensor:
+        """x: (B,) or (B, V)."""
+        return x.mean() if self.share is None else ((x.mean(dim=1) if x.dim() > 1 else x) * self.share).sum()
+
+
+LOSSES = ("a_loss", "c_loss", "entropy", "bounds_loss")
+
+
+def loss_rows(
+    neglogp: Tensor, entropy: Tensor, values: Tensor | None, mus: Tensor | None, rows: tuple[Any, ...], weights: tuple[Any, ...]
+) -> Rows:
+    """Clipped surrogate, (clipped) value error, entropy, bounds: the arithmetic of `StandardLoss`, which explains the arguments."""
+    old_neglogp, advantages, old_values, returns, mask = rows
+    e_clip, clip_value, value_weight, entropy_weight, bounds_weight = weights
+    count = neglogp.shape[0]
+    share = None if mask is None else mask / mask.sum().clamp_min(1.0)
+
+    ratio = (old_neglogp - neglogp).exp_()
+    surrogate = ratio * advantages
+    clipped = ratio.clamp_(1.0 - e_clip, 1.0 + e_clip).mul_(advantages)
+    policy = torch.minimum(surrogate, clipped).neg_()
+    d_neglogp = _weigh(surrogate.mul_(surrogate <= clipped), 1.0, share, count)
+
+    value = d_values = None
+    if values is not None:
+        error = values - returns
+        value = error * error
+        if clip_value:
+            # what clipping takes off the change is exactly 0 within the range, where both errors must be the same to the last bit
+            moved = error - F.softshrink(values - old_values, e_clip)
+            moved.mul_(moved)
+            error.mul_(value >= moved)
+            value = torch.maximum(value, moved)
+        d_values = _weigh(error, 2.0 * value_weight / values.shape[1], share, count)
+
+    bounds = d_mus = None
+    if mus is not None:
+        excess = F.softshrink(mus, 1.1)
+        bounds = (excess * excess).sum(dim=-1)
+        d_mus = _weigh(excess, 2.0 * bounds_weight, share, count) if bounds_weight else None
+
+    d_entropy = -entropy_weight / count if share is None else share * -entropy_weight
+    return Rows((policy, value, entropy, bounds), d_neglogp, d_values, d_mus, d_entropy, share)
 
 
 class StandardLoss(torch.autograd.Function):
@@ -90,9 +154,9 @@ class StandardLoss(torch.autograd.Function):
     Args:
         neglogp, entropy: (B,); values: (B, V), or None without a value loss; mus: (B, A), or None without the bounds loss.
         rows: old_neglogp (B,), advantages (B,), old_values (B, V), returns (B, V), mask (B,) or None.
-        weights: e_clip, clip_value, the weight of each loss (value, entropy, bounds), and whether means are taken over the mask.
+        weights: e_clip, clip_value, the weight of each loss (value, entropy, bounds).
 
-    Returns the scalar loss, then the means of the four parts, which have no gradient.
+    Returns the scalar loss, then the means of the four parts (`LOSSES`), which have no gradient; None for a part that is not there.
     """
 
     @staticmethod
@@ -104,52 +168,15 @@ class StandardLoss(torch.autograd.Function):
         mus: Tensor | None,
         rows: tuple[Any, ...],
         weights: tuple[Any, ...],
-    ) -> tuple[Tensor, ...]:
-        old_neglogp, advantages, old_values, returns, mask = rows
-        e_clip, clip_value, value_weight, entropy_weight, bounds_weight = weights
-        count = neglogp.shape[0]
-        share = None if mask is None else mask / mask.sum().clamp_min(1.0)  # what each row adds to a mean
-
-        def mean(x: Tensor) -> Tensor:
-            return x.mean() if share is None else (x * share).sum()
-
-        ratio = (old_neglogp - neglogp).exp_()
-        surrogate = ratio * advantages
-        clipped = ratio.clamp_(1.0 - e_clip, 1.0 + e_clip).mul_(advantages)
-        policy = mean(torch.minimum(surrogate, clipped)).neg_()
-        d_neglogp = _weigh(surrogate.mul_(surrogate <= clipped), 1.0, share, count)
-        loss = policy
-
-        value, d_values = policy.new_zeros(()), None
-        if values is not None:
-            error = values - returns
-            square = error * error
-            if clip_value:
-                change = values - old_values
-                moved = change.clamp(-e_clip, e_clip).add_(old_values).sub_(returns)
-                moved.mul_(moved)
-                error.mul_((square >= moved).logical_or_(change.abs_() <= e_clip))  # within the range both are the same error
-                square = torch.maximum(square, moved)
-            width = values.shape[1]
-            value = mean(square.mean(dim=1) if width > 1 else square.squeeze(1))
-            d_values = _weigh(error, 2.0 * value_weight / width, share, count)
-            loss = loss + value * value_weight
-
-        entropy_mean = mean(entropy)
-        loss = loss - entropy_mean * entropy_weight
-
-        bounds, d_mus = policy.new_zeros(()), None
-        if mus is not None:
-            excess = (mus - 1.1).clamp_min_(0.0).add_((mus + 1.1).clamp_max_(0.0))
-            bounds = mean((excess * excess).sum(dim=-1))
-            d_mus = _weigh(excess, 2.0 * bounds_weight, share, count)
-            loss = loss + bounds * bounds_weight
-
-        ctx.d_entropy = -entropy_weight / count if share is None else share * -entropy_weight
-        ctx.save_for_backward(d_neglogp, d_values, d_mus)
-        parts = (policy, value, entropy_mean, bounds)
-        loss = loss.clone() if loss is policy else loss
-        ctx.mark_non_differentiable(*parts)
+    ) -> tuple[Tensor | None, ...]:
+        found = loss_rows(neglogp, entropy, values, mus, rows, weights)
+        _, _, value_weight, entropy_weight, bounds_weight = weights
+        parts = [None if x is None else found.mean(x) for x in found.losses]
+        factors = (1.0, value_weight, -entropy_weight, bounds_weight)
+        loss = torch.stack([part * factor for part, factor in zip(parts, factors, strict=True) if part is not None]).sum()
+        ctx.d_entropy = found.d_entropy
+        ctx.save_for_backward(found.d_neglogp, found.d_values, found.d_mus)
+        ctx.mark_non_differentiable(*[part for part in parts if part is not None])
         return loss, *parts
 
     @staticmethod

@@ -46,11 +46,12 @@ class Updater(Base):
                 self.diagnostics.mini_epoch(self, mini_epoch)
         finally:
             self._updating = False
-        means = torch.stack([torch.stack(values).mean() for values in parts.values()]).tolist()  # one wait for the device
+        means = torch.stack([_mean_of_means(values) for values in parts.values()]).tolist()  # one wait for the device
         return dict(zip(parts, means, strict=True))
 
     def minibatch_step(self, batch: Batch, mb: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """One optimizer step. Returns the detached mean of each loss and the mean KL."""
+        """One optimizer step. Returns each loss, detached, and the mean KL. A loss is its mean or the rows that it is the mean of: small
+        sums are as dear as small layers, and taken once for all minibatches."""
         if self._updating and self.fast.by_hand is not None and self.optimizer.lies_flat():
             out, parts = self.fast.by_hand.step(mb)
         else:
@@ -139,3 +140,10 @@ class Updater(Base):
         self.last_lr, self.entropy_coef = self.scheduler.update(self.last_lr, self.entropy_coef, self.epoch_num, frames, kl_value)
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = self.last_lr
+
+
+def _mean_of_means(values: list[Tensor]) -> Tensor:
+    """values: a minibatch's mean each, or the rows of one, of which the last minibatch may have fewer."""
+    if any(value.shape != values[0].shape for value in values):
+        values = [value.mean() for value in values]
+    return torch.stack(values).mean()

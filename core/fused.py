@@ -176,7 +176,7 @@ class FusedNet:
                     if g is not None and at == i]  # fmt: skip
             grads += self._trunk_backward(i, obs, work, into)
         for grad, at in ((head, 0), (values, value_trunk)):
-            grads += [None, None] if grad is None else [grad.t().mm(work.hidden[at][-1]), grad.sum(0)]
+            grads += [None, None] if grad is None else [_weight_gradient(grad, work.hidden[at][-1]), grad.sum(0)]
         return grads
 
     def _trunk_backward(self, which: int, obs: Tensor, work: Work, into: list[tuple[Tensor, Layer]]) -> list[Tensor | None]:
@@ -191,7 +191,7 @@ class FusedNet:
         for i in reversed(range(len(layers))):
             layers[i].backward(grad, hidden[i])
             below = obs if i == 0 else hidden[i - 1]
-            found = [grad.t().mm(below), grad.sum(0), *found]
+            found = [_weight_gradient(grad, below), grad.sum(0), *found]
             if i > 0:
                 torch.mm(grad, layers[i].weight, out=buffers[i - 1])
                 grad = buffers[i - 1]
@@ -218,6 +218,11 @@ class _Forward(torch.autograd.Function):
         grads = ctx.net.backward_by_hand(obs, ctx.work, head, values)
         ctx.net.give_back(ctx.work)
         return None, None, *grads
+
+
+def _weight_gradient(grad: Tensor, below: Tensor) -> Tensor:
+    """grad (B, out), below (B, in) -> (out, in). The narrower one stands left: with the wider one there, 4 by 64 take five times longer."""
+    return below.t().mm(grad).t() if below.shape[1] < grad.shape[1] else grad.t().mm(below)
 
 
 def _layers(mlp: Any) -> list[Layer]:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from rl_games.common.algo_observer import AlgoObserver
+from tensorboardX import summary
 
 from core import registry
 from core.errors import UserError, unknown
@@ -84,6 +85,7 @@ class Observers(Observer):
     def __init__(self, observers: Iterable[AlgoObserver]) -> None:
         AlgoObserver.__init__(self)
         self.observers = list(observers)
+        self.listening = [o for o in self.observers if _listens(o)]
 
     def before_init(self, base_name: str, config: dict[str, Any], experiment_name: str) -> None:
         self._tell("before_init", base_name, config, experiment_name)
@@ -92,7 +94,7 @@ class Observers(Observer):
         self._tell("after_init", algo)
 
     def reads(self, infos: Any) -> bool:
-        return any(o.reads(infos) if isinstance(o, Observer) else _listens(o) for o in self.observers)
+        return any(o.reads(infos) if isinstance(o, Observer) else True for o in self.listening)
 
     def process_infos(self, infos: Any, done_indices: Any) -> None:
         self._tell("process_infos", infos, done_indices)
@@ -272,18 +274,23 @@ class TensorBoard(Observer):
     def on_epoch(self, metrics: dict[str, float]) -> None:
         if self.writer is None:
             return
-        frames, epoch, seconds = metrics["frames"], metrics["epoch"], metrics["seconds"]
-        scalars = {}
+        over: dict[str, dict[str, float]] = {"frames": {}, "epoch": {}, "seconds": {}}  # dicts: metrics that share a tag write it once
         for key, value in finite(metrics).items():
             stem = tensorboard_curve(key)
             if stem is not None:
-                first = "mean" if key == "scores/mean" else "step"
-                for axis, step in ((first, frames), ("iter", epoch), ("time", seconds)):
-                    self.writer.add_scalar(f"{stem}/{axis}", value, step)
+                over["frames"][f"{stem}/{'mean' if key == 'scores/mean' else 'step'}"] = value
+                over["epoch"][f"{stem}/iter"] = value
+                over["seconds"][f"{stem}/time"] = value
             elif key not in ("frames", "seconds"):
-                scalars[TENSORBOARD_NAMES.get(key, key)] = value  # a dict: two metrics may share a tag, which is written once
-        for tag, value in scalars.items():
-            self.writer.add_scalar(tag, value, frames)
+                over["frames"][TENSORBOARD_NAMES.get(key, key)] = value
+        for step, scalars in over.items():
+            if scalars:
+                self._write(scalars, metrics[step])
+
+    def _write(self, scalars: Mapping[str, float], step: float) -> None:
+        """All scalars of one step as one event: the writer's queue and checksum cost 0.1 ms for each event, whatever is in it."""
+        values = [value for tag, x in scalars.items() for value in summary.scalar(tag, x).value]
+        self.writer._get_file_writer().add_summary(summary.Summary(value=values), step)
 
     def close(self) -> None:
         if self.writer is not None:
