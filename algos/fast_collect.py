@@ -142,7 +142,7 @@ class FastCollector(Base):
     def _values(self, normalized: Tensor, **inputs: Any) -> Tensor:
         """(L, V) in reward units."""
         values = self.fast.fused.values(normalized) if self.fast.fused is not None else self.fast.network(normalized, **inputs)[2]
-        return self.model.denorm_value(values)
+        return self.fast.denormalize(values)
 
     def _forget(self, ended: Tensor) -> None:
         if self.on_gpu or bool(ended.any()):
@@ -176,7 +176,7 @@ class FastCollector(Base):
             rollout.values.copy_(values[:-1])
             last_values = values[-1]
         else:
-            rollout.values.copy_(self.model.denorm_value(rollout.values.flatten(0, 1)).view_as(rollout.values))
+            rollout.values.copy_(self.fast.denormalize(rollout.values))
             last_values = self._values(last, **({"rnn_states": self.rnn_states} if self.is_rnn else {}))
         if steps.logits is None:
             flat = [x.flatten(0, 1) for x in (rollout.mus, rollout.sigmas.log(), rollout.actions)]

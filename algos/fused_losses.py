@@ -51,7 +51,7 @@ class Gaussian(torch.autograd.Function):
     def backward(ctx: Any, d_neglogp: Tensor, d_entropy: Tensor) -> tuple[Tensor | None, ...]:
         z, sigma = ctx.saved_tensors
         weighted = z * d_neglogp.unsqueeze(1)
-        d_logstd = d_neglogp.unsqueeze(1) - weighted * z + (d_entropy if isinstance(d_entropy, float) else d_entropy.unsqueeze(1))
+        d_logstd = d_neglogp.unsqueeze(1) - weighted * z + _per_row(d_entropy)
         if sigma.dim() == 1:
             d_logstd = d_logstd.sum(dim=0)
         return weighted.div_(sigma).neg_(), d_logstd, None
@@ -76,8 +76,7 @@ class Categorical(torch.autograd.Function):
         logp, p, entropy, index = ctx.saved_tensors
         total = torch.zeros_like(logp) if d_logp is None else d_logp - p * d_logp.sum(dim=-1, keepdim=True)
         if d_entropy is not None:
-            weight = d_entropy if isinstance(d_entropy, float) else d_entropy.unsqueeze(1)
-            total.sub_((logp + entropy.unsqueeze(1)).mul_(p).mul_(weight))
+            total.sub_((logp + entropy.unsqueeze(1)).mul_(p).mul_(_per_row(d_entropy)))
         if d_neglogp is not None:
             weight = d_neglogp.unsqueeze(1)
             total.add_(p * weight).scatter_add_(1, index, -weight)
@@ -159,6 +158,11 @@ class StandardLoss(torch.autograd.Function):
         d_entropy = (scale * ctx.d_entropy).expand_as(d_neglogp) if ctx.needs_input_grad[1] else None
         scaled = [None if d is None else d * scale for d in (d_values, d_mus)]
         return d_neglogp * scale, d_entropy, *scaled, None, None
+
+
+def _per_row(weight: Any) -> Any:
+    """One weight for all rows (a float, or a tensor on the device) as it is; (B,) as a column."""
+    return weight.unsqueeze(1) if isinstance(weight, Tensor) and weight.dim() else weight
 
 
 def _weigh(grad: Tensor, weight: float, share: Tensor | None, count: int) -> Tensor:
