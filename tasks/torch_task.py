@@ -22,11 +22,13 @@ from tasks import offscreen
 class TorchVecEnv(VecEnv):
     """Same-step reset, no copy to the host inside `step`, its own random generator.
 
-    `state` is (N, S) float32, `steps` (N,) counts the steps of the running episodes.
+    `state` is (N, S) float32, `steps` (N,) counts the steps of the running episodes. What changes from step to step must be a tensor on
+    `device` and an attribute of the environment, or its `generator`: a CUDA graph then replays `step` without this code.
     """
 
     reset_mode = "same_step"
     is_torch = True
+    capturable = True
 
     # ---- to write ---------------------------------------------------------------------------------------------------
     gym_id: ClassVar[str]  # the gymnasium twin, which draws the picture
