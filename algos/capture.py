@@ -21,7 +21,6 @@ WAITS = {
     aten._unique2: "the size of the result depends on the numbers",
     aten.unique_consecutive: "the size of the result depends on the numbers",
     aten.unique_dim: "the size of the result depends on the numbers",
-    aten.repeat_interleave: "the size of the result depends on the numbers: give output_size",
     aten.lift_fresh: "a tensor is made from Python numbers: make it once, before",
 }
 COPIES = (aten._to_copy, aten.copy_)  # elsewhere a number without dimensions is handed over with the launch, wherever it lies
@@ -46,7 +45,8 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind, self.last = func.overloadpacket, str(func.overloadpacket)
         given = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor)]
-        if kind in WAITS and not (kind is aten.repeat_interleave and (kwargs or {}).get("output_size") is not None):
+        harmless = kind is aten.lift_fresh and not given[0].dim()  # x[i] = 1.0: the number goes with the launch
+        if kind in WAITS and not harmless:
             raise NotCapturable(f"{kind}: {WAITS[kind]}")
         if kind in INDEXED and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]):
             raise NotCapturable(f"{kind}: {WAITS[aten.nonzero]}")
@@ -102,13 +102,20 @@ class CudaGraph:
     def capture(self, function: Callable[[], Any]) -> Any:
         """Records the function without running its kernels; returns its result, whose numbers a replay writes."""
         self.graph = torch.cuda.CUDAGraph()
-        for generator in self.generators():
+        default = torch.cuda.default_generators[torch.cuda.current_device() if self.device.index is None else self.device.index]
+        own = self.generators()
+        before = [(generator, generator.clone_state()) for generator in (default, *own)]
+        for generator in own:
             self.graph.register_generator_state(generator)
         # thread_local: another thread (a logger's) may call CUDA meanwhile
         recording = torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local")
-        # the outer stream context: torch's own stays on the graph's stream where a recording is spoilt
-        with torch.cuda.device(self.device), torch.cuda.stream(torch.cuda.current_stream(self.device)), recording:
-            return function()
+        try:  # the outer stream context: torch's own stays on the graph's stream where a recording is spoilt
+            with torch.cuda.device(self.device), torch.cuda.stream(torch.cuda.current_stream(self.device)), recording:
+                return function()
+        except BaseException:
+            for generator, state in before:  # of a recording that CUDA itself broke off they would think that it goes on
+                generator.graphsafe_set_state(state)
+            raise
 
     def replay(self) -> None:
         self.graph.replay()

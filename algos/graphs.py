@@ -39,7 +39,7 @@ class Graphs:
         functions = {"rollout": self._play, "update": self._learn}
         device = agent.policy.device
         self.captured = {
-            part: Captured(functions[part], device, GRAPHS[device.type](device, self._generators))
+            part: Captured(functions[part], device, GRAPHS[device.type](device, self._generators if part == "rollout" else list))
             for part, reason in self.reasons.items()
             if reason is None
         }
@@ -62,8 +62,9 @@ class Graphs:
             **_numbers("environment", agent.vec_env),
             **_numbers("reward_shaper", agent.rewards_shaper),
         }
+        captured = self.captured["rollout"]
         last_values = self._run("rollout", {"noise": noise}, self._slots(), settings)
-        if self.captured["rollout"].recorded:
+        if captured.recorded:
             agent.step_seconds = time.perf_counter() - start
         return last_values
 
@@ -82,10 +83,11 @@ class Graphs:
             **_numbers("scheduler", agent.scheduler),
             **{f"optimizer.{k}": v for k, v in agent.optimizer.param_groups[0].items() if k not in ("params", "lr")},
         }
+        captured = self.captured["update"]
         means = self._run("update", {**inputs, **orders}, {}, settings)
-        if self.captured["update"].recorded:
+        if captured.recorded:
             for name in written:
-                inputs[name].copy_(self.captured["update"].inputs[name])
+                inputs[name].copy_(captured.inputs[name])
         return means
 
     def _play(self, inputs: dict[str, Tensor]) -> Tensor:
