@@ -126,7 +126,7 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Updater, Saving):
         self.rows = self.num_actors * self.num_agents
         self.rollout = self.new_rollout()
         self.game_rewards = EpisodeStats(self.rows, self.num_agents, self.value_size, self.games_to_track, self.policy.device)
-        self.on_gpu = self.policy.device.type == "cuda"
+        self.on_gpu = self.policy.device.type == "cuda"  # asking the device anything means waiting for it
         self.fast = Fast(self)
         self.device_rate = DeviceRate.of(self)
         self.graphs = Graphs(self)
