@@ -43,6 +43,7 @@ class Updater(Base):
             self._updating = False
             if self.rate is not None:
                 self.rate.store()
+                self.rate = None
 
     def passes(self, batch: Batch, orders: dict[str, Tensor]) -> dict[str, Tensor]:
         """The mini-epochs, each in its order of the rows ("0" is the first; none: as they lie). Returns the mean of each metric over all
