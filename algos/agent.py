@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from algos import rank_sync
 from algos.central_value import CentralValue
 from algos.collect import Collector
+from algos.device_rate import DeviceRate
 from algos.diagnostics import Diagnostics
 from algos.extras import Extras, Group
 from algos.fast import Fast
 from algos.fast_collect import FastCollector
+from algos.graphs import Graphs
 from algos.heads import ContinuousHead, DiscreteHead
 from algos.hooks import Hooks
 from algos.prepare import Preparer
@@ -124,8 +126,10 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Updater, Saving):
         self.rows = self.num_actors * self.num_agents
         self.rollout = self.new_rollout()
         self.game_rewards = EpisodeStats(self.rows, self.num_agents, self.value_size, self.games_to_track, self.policy.device)
+        self.on_gpu = self.policy.device.type == "cuda"  # asking the device anything means waiting for it
         self.fast = Fast(self)
-        self.on_gpu = self.policy.device.type == "cuda"
+        self.device_rate = DeviceRate.of(self)
+        self.graphs = Graphs(self)
         self._updating = False  # inside the default update, whose graphs are differentiated once
         self.obs = None
         self.seconds = 0.0  # of training, over all resumed parts

@@ -83,18 +83,24 @@ class Batch:
         for name, value in fields.items():
             self._read(name)[minibatch.index] = value
 
-    def minibatches(self, count: int, shuffle: bool) -> Iterator[Batch]:
-        """Yields `count` minibatches that together hold every row (or sequence) once, in random order if `shuffle`.
+    def draw_order(self) -> Tensor:
+        """A random order (L,) of the rows (with memory: of the sequences)."""
+        return torch.randperm(self._total(), device=self.actions.device)
+
+    def minibatches(self, count: int, shuffle: bool, order: Tensor | None = None) -> Iterator[Batch]:
+        """Yields `count` minibatches that together hold every row (or sequence) once: in the given order, or in one that is drawn here
+        if `shuffle`, or as they lie.
 
         Sizes differ by at most one where the rows do not divide evenly (dropped reset rows, a changed batch).
         """
-        total = len(self) // self.seq_length if self._fields.get("rnn_states") is not None else len(self)
-        if not shuffle:
+        total = self._total()
+        if order is None and shuffle:
+            order = self.draw_order()
+        if order is None:
             edges = [total * i // count for i in range(count + 1)]
             for start, end in itertools.pairwise(edges):
                 yield self.take(slice(start, end))
             return
-        order = torch.randperm(total, device=self.actions.device)
         shuffled = self.take(order)  # each field is put in order once, and its minibatches are slices; but large ones are cut out
         start = 0
         for index in torch.tensor_split(order, count):
@@ -102,6 +108,9 @@ class Batch:
             start += len(index)
             fields = {name: direct._fields[name] if self._is_large(name) else value for name, value in part._fields.items()}
             yield Batch(fields, self.seq_length, direct.index)
+
+    def _total(self) -> int:
+        return len(self) // self.seq_length if self._fields.get("rnn_states") is not None else len(self)
 
     def _is_large(self, name: str) -> bool:
         value = self._fields[name]

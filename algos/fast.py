@@ -49,6 +49,8 @@ class Fast:
         self.reason = self._why_not(standard, compiled)
         self.plain_floats = type(agent.policy).preprocess is Policy.preprocess  # which leaves float32 as it is
         self.stats = Frozen(self.model.running_mean_std) if agent.normalize_input and self.reason is None else None
+        own_values = agent.normalize_value and not agent.has_central_value and self.reason is None
+        self.value_stats = Frozen(self.model.value_mean_std) if own_values else None
         self.fused = None if self.reason or agent.mixed_precision else FusedNet.of(agent.model)
         self.losses = self.reason is None and self._default_losses()
         self.by_hand = ByHand.of(self)
@@ -88,9 +90,10 @@ class Fast:
         return None
 
     def refresh(self) -> None:
-        """Takes over what the observation normalizer has learned."""
-        if self.stats is not None:
-            self.stats.refresh()
+        """Takes over what the normalizers have learned."""
+        for stats in (self.stats, self.value_stats):
+            if stats is not None:
+                stats.refresh()
 
     # ---- forward passes ----------------------------------------------------------------------------------------------
 
@@ -104,6 +107,10 @@ class Fast:
         if self.stats is None or not self.plain_floats or obs.dtype != torch.float32:
             return self.normalize(obs)
         return self.stats(obs, out=out)
+
+    def denormalize(self, values: Tensor) -> Tensor:
+        """The network's values (L, V) in reward units."""
+        return self.value_stats.denormalize(values) if self.value_stats is not None else values
 
     def network(self, obs: Tensor, actions: Tensor | None = None, **inputs: Any) -> tuple[Tensor, Tensor | None, Tensor, Any]:
         """normalized observations -> head (B, A): means or logits; log standard deviations or None; values (B, V); memory.

@@ -40,9 +40,11 @@ class FastCollector(Base):
     """The part of `Agent` that steps environments where no per-step hook is overridden."""
 
     steps: Any = None  # Steps, made with the first rollout
+    graphs: Any  # Graphs
     obs: Any
     rnn_states: Any
     step_seconds: float
+    infos_are_read = False  # an observer wanted the last step's infos
 
     def collect_fast(self, rollout: Rollout) -> Tensor:
         """Fills the rollout with T steps, as `collect` does. Returns the values (N, V) of the observations after the last one.
@@ -51,20 +53,27 @@ class FastCollector(Base):
         """
         if self.steps is None:
             self.steps = Steps(rollout, None if self.kind == "continuous" else self.actions_num, self.value_size)
-        steps, carried = self.steps, (self.dones, self.resetting, self.just_reset)
         self.fast.refresh()
         self.step_seconds = 0.0
+        last_values = self.graphs.play(rollout, self.draw_noise())
+        if self.options.check_finite:
+            self.check_rollout(rollout)
+        return last_values
+
+    def play(self, rollout: Rollout, noise: Tensor) -> Tensor:
+        """The T steps and what follows them. On a GPU the host asks the device nothing in here, so that it can be a CUDA graph."""
+        steps, carried = self.steps, (self.dones, self.resetting, self.just_reset)
         self._sigma = self._fixed_sigma(rollout)
-        cut_off: list[tuple[int, Tensor, Tensor]] = []  # same-step time-outs: step, rows (k,), values (k, V) of what they cut off
+        cut_off: list[tuple[int, Any, Tensor]] = []  # same-step time-outs: step, rows (k,) or all, values (k, V) of what they cut off
         wants_terminal = self.value_bootstrap and self.options.bootstrap_from == "terminal_obs" and not self.next_step_reset
-        noise = self.draw_noise().unbind(0)
+        noises = noise.unbind(0)
         for n in range(self.horizon_length):
             self.before_step(n)
             steps.obs[n].copy_(self.obs["obs"])
             if self.is_rnn:
                 rollout.write_memory(n, self.rnn_states)
             self._forward(steps, n)
-            actions = self._sample(steps, n, noise[n])
+            actions = self._sample(steps, n, noises[n])
             start = time.perf_counter()
             raw, rewards, dones, infos = self.vec_env.step(actions if self.vec_env.is_torch else actions.cpu().numpy())
             self.step_seconds += time.perf_counter() - start
@@ -78,7 +87,8 @@ class FastCollector(Base):
                 steps.time_outs[n].copy_(time_outs)
                 if wants_terminal and (self.on_gpu or time_outs.any()):
                     cut_off.append((n, *self._cut_off(infos, time_outs)))
-            if self.algo_observer.reads(infos):
+            self.infos_are_read = self.algo_observer.reads(infos)
+            if self.infos_are_read:
                 done_rows = steps.dones[n].nonzero(as_tuple=False)
                 self.algo_observer.process_infos(infos, done_rows[:: self.num_agents])
             if self.is_rnn and self.zero_rnn_on_done:
@@ -128,21 +138,21 @@ class FastCollector(Base):
         rollout.sigmas.copy_(sigma.expand_as(rollout.sigmas))
         return sigma
 
-    def _cut_off(self, infos: dict[str, Any], time_outs: Tensor) -> tuple[Tensor, Tensor]:
+    def _cut_off(self, infos: dict[str, Any], time_outs: Tensor) -> tuple[Any, Tensor]:
         """Rows that a same-step time-out ended, and V of the observations after which nothing came."""
         terminal = infos.get("terminal_obs")
         if terminal is None:
             raise missing_terminal_obs(self.vec_env)
         obs = self.read_obs(terminal)["obs"]
         every_row = self.is_rnn or self.on_gpu  # memory belongs to all rows, and asking which would wait for the device
-        rows = torch.arange(self.rows, device=self.policy.device) if every_row else time_outs.nonzero().squeeze(1)
+        rows = slice(None) if every_row else time_outs.nonzero().squeeze(1)
         inputs = {"rnn_states": self.rnn_states} if self.is_rnn else {}
         return rows, self._values(self.fast.normalize(obs[rows]), **inputs)
 
     def _values(self, normalized: Tensor, **inputs: Any) -> Tensor:
         """(L, V) in reward units."""
         values = self.fast.fused.values(normalized) if self.fast.fused is not None else self.fast.network(normalized, **inputs)[2]
-        return self.model.denorm_value(values)
+        return self.fast.denormalize(values)
 
     def _forget(self, ended: Tensor) -> None:
         if self.on_gpu or bool(ended.any()):
@@ -168,7 +178,7 @@ class FastCollector(Base):
             else:
                 rollout.rnn_dones.copy_(rollout.dones_before)
 
-    def _finish(self, rollout: Rollout, steps: Steps, cut_off: list[tuple[int, Tensor, Tensor]]) -> Tensor:
+    def _finish(self, rollout: Rollout, steps: Steps, cut_off: list[tuple[int, Any, Tensor]]) -> Tensor:
         """Values, log-probabilities, shaped rewards and bootstraps of all steps in one pass each."""
         last = self.fast.normalize(self.obs["obs"])
         if self.fast.fused is not None and self.fast.fused.separate:
@@ -176,7 +186,7 @@ class FastCollector(Base):
             rollout.values.copy_(values[:-1])
             last_values = values[-1]
         else:
-            rollout.values.copy_(self.model.denorm_value(rollout.values.flatten(0, 1)).view_as(rollout.values))
+            rollout.values.copy_(self.fast.denormalize(rollout.values))
             last_values = self._values(last, **({"rnn_states": self.rnn_states} if self.is_rnn else {}))
         if steps.logits is None:
             flat = [x.flatten(0, 1) for x in (rollout.mus, rollout.sigmas.log(), rollout.actions)]
@@ -188,6 +198,4 @@ class FastCollector(Base):
         rollout.state_values.copy_(rollout.values)
         for n, rows, values in cut_off:
             rollout.state_values[n, rows] = values
-        if self.options.check_finite:
-            self.check_rollout(rollout)
         return last_values

@@ -49,7 +49,7 @@ class Gaussian(torch.autograd.Function):
     @staticmethod
     @differentiated_once
     def backward(ctx: Any, d_neglogp: Tensor, d_entropy: Tensor | float) -> tuple[Tensor | None, ...]:
-        """d_entropy: (B,), or one number for all rows."""
+        """d_entropy: (B,), or one weight for all rows."""
         z, sigma = ctx.saved_tensors
         rows = d_neglogp + d_entropy
         weighted = z * d_neglogp.unsqueeze(1)
@@ -74,12 +74,12 @@ class Categorical(torch.autograd.Function):
     @staticmethod
     @differentiated_once
     def backward(ctx: Any, d_neglogp: Tensor | None, d_entropy: Tensor | float | None, d_logp: Tensor | None) -> tuple[Tensor | None, ...]:
-        """d_entropy: (B,), or one number for all rows."""
+        """d_entropy: (B,), or one weight for all rows."""
         logp, p, entropy, index = ctx.saved_tensors
         by_p: Tensor | float = 0.0 if d_neglogp is None else d_neglogp.unsqueeze(1)  # (B, choices): what is multiplied by p
         if d_entropy is not None:
             surprise = logp + entropy.unsqueeze(1)
-            by_p = by_p - surprise.mul_(d_entropy if isinstance(d_entropy, float) else d_entropy.unsqueeze(1))
+            by_p = by_p - surprise.mul_(_per_row(d_entropy))
         if d_logp is not None:
             by_p = by_p - d_logp.sum(dim=-1, keepdim=True)
         total = p * by_p
@@ -186,6 +186,11 @@ class StandardLoss(torch.autograd.Function):
         d_entropy = (scale * ctx.d_entropy).expand_as(d_neglogp) if ctx.needs_input_grad[1] else None
         scaled = [None if d is None else d * scale for d in (d_values, d_mus)]
         return d_neglogp * scale, d_entropy, *scaled, None, None
+
+
+def _per_row(weight: Any) -> Any:
+    """One weight for all rows (a float, or a tensor on the device) as it is; (B,) as a column."""
+    return weight.unsqueeze(1) if isinstance(weight, Tensor) and weight.dim() else weight
 
 
 def _weigh(grad: Tensor, weight: float, share: Tensor | None, count: int) -> Tensor:

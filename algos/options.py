@@ -51,6 +51,10 @@ class AgentOptions:
     rollout_threads: int = 0
     """torch's threads during the rollout; 0: one where the policy is small and the environments need the cores, else all."""
 
+    cuda_graphs: Literal["auto"] | bool = False
+    """The whole rollout of environments written in torch, and the whole update, recorded once and replayed (docs/graphs.md): unmeasured,
+    hence off. true: warns where one of them cannot be; auto: records what can be."""
+
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: networks compute in bfloat16 (autocast) in rollout and update; weights, losses and returns stay float32."""
 
@@ -73,6 +77,7 @@ class AgentOptions:
             self.scale_bf16 = True
             self.check_finite = False
             self.fused = False
+            self.cuda_graphs = False
         if self.eval_every < 0 or self.eval_games < 1:
             raise ValueError("eval_every must be >= 0 and eval_games >= 1")
         if self.rollout_threads < 0:

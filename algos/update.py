@@ -10,6 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from algos import losses
 from algos.batch import Batch
+from algos.device_rate import DeviceRate
 from algos.flat_adam import FlatAdam
 from algos.heads import Output
 
@@ -24,30 +25,45 @@ class Updater(Base):
 
     last_lr: float
     entropy_coef: float
+    graphs: Any  # Graphs
+    device_rate: DeviceRate | None
+    rate: DeviceRate | None = None  # within an update: what schedules, where the host does not
 
     def ppo_update(self, batch: Batch) -> dict[str, float]:
         """`mini_epochs` passes over the batch in `num_minibatches` minibatches, with rl_games' learning-rate schedules."""
-        parts: dict[str, list[Tensor]] = {}
         self._updating = self.fast.reason is None
+        self.rate = self.device_rate if self.device_rate is not None and self.optimizer.lies_flat() else None
         try:
-            for mini_epoch in range(self.mini_epochs_num):
-                kls = []
-                for mb in batch.minibatches(self.num_minibatches, self.options.shuffle):
-                    losses_of_mb, kl = self.minibatch_step(batch, mb)
-                    kls.append(kl)
-                    for name, value in losses_of_mb.items():
-                        parts.setdefault(f"losses/{name}", []).append(value)
-                    if self.head.schedule_each_minibatch:
-                        self._schedule(kl)
-                mean_kl = torch.stack(kls).mean()
-                if not self.head.schedule_each_minibatch:
-                    self._schedule(mean_kl)
-                parts.setdefault("info/kl", []).append(mean_kl)
-                self.diagnostics.mini_epoch(self, mini_epoch)
+            if self.rate is not None:
+                self.rate.load()
+            orders = {str(i): batch.draw_order() for i in range(self.mini_epochs_num)} if self.options.shuffle else {}
+            means = self.graphs.learn(batch, orders)
+            return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))  # one wait for the device
         finally:
             self._updating = False
-        means = torch.stack([_mean_of_means(values) for values in parts.values()]).tolist()  # one wait for the device
-        return dict(zip(parts, means, strict=True))
+            if self.rate is not None:
+                self.rate.store()
+                self.rate = None
+
+    def passes(self, batch: Batch, orders: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The mini-epochs, each in its order of the rows ("0" is the first; none: as they lie). Returns the mean of each metric over all
+        minibatches. With `rate`, the host asks the device nothing in here, so that it can be a CUDA graph."""
+        parts: dict[str, list[Tensor]] = {}
+        for mini_epoch in range(self.mini_epochs_num):
+            kls = []
+            for mb in batch.minibatches(self.num_minibatches, False, orders.get(str(mini_epoch))):
+                losses_of_mb, kl = self.minibatch_step(batch, mb)
+                kls.append(kl)
+                for name, value in losses_of_mb.items():
+                    parts.setdefault(f"losses/{name}", []).append(value)
+                if self.head.schedule_each_minibatch:
+                    self._schedule(kl)
+            mean_kl = torch.stack(kls).mean()
+            if not self.head.schedule_each_minibatch:
+                self._schedule(mean_kl)
+            parts.setdefault("info/kl", []).append(mean_kl)
+            self.diagnostics.mini_epoch(self, mini_epoch)
+        return {name: _mean_of_means(values) for name, values in parts.items()}
 
     def minibatch_step(self, batch: Batch, mb: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """One optimizer step. Returns each loss, detached, and the mean KL. A loss is its mean or the rows that it is the mean of: small
@@ -134,8 +150,15 @@ class Updater(Base):
         self.scaler.step(stepped.optimizer)
         self.scaler.update()
 
+    def schedule_frames(self) -> int:
+        """The frames that the schedule is told."""
+        return self.frame if self.options.schedule_with_frames else 0
+
     def _schedule(self, kl: Tensor) -> None:
-        frames = self.frame if self.options.schedule_with_frames else 0
+        if self.rate is not None:
+            self.rate.advance(kl)
+            return
+        frames = self.schedule_frames()
         kl_value = self.ranks.mean(kl).item() if self.is_adaptive_lr else 0.0
         self.last_lr, self.entropy_coef = self.scheduler.update(self.last_lr, self.entropy_coef, self.epoch_num, frames, kl_value)
         for param_group in self.optimizer.param_groups:

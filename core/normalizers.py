@@ -75,17 +75,27 @@ def learn(stats: Any, rows: torch.Tensor | dict[str, torch.Tensor], ranks: Ranks
 
 
 class Frozen:
-    """A RunningMeanStd as it stands at the last `refresh`: the same numbers as its forward pass in eval mode, in three calls."""
+    """A RunningMeanStd as it stands at the last `refresh`: the same numbers as its forward pass in eval mode, in three calls.
+
+    `mean` and `std` stay where they are in memory, whatever the statistics' own tensors do, so that a CUDA graph may read them.
+    """
 
     def __init__(self, stats: Any) -> None:
         self.stats = stats
+        self.mean = torch.zeros_like(stats.running_mean, dtype=torch.float32)
+        self.std = torch.zeros_like(self.mean)
         self.refresh()
 
+    @torch.no_grad()
     def refresh(self) -> None:
         """Reads the statistics anew; call it when they may have changed."""
-        self.mean = self.stats.running_mean.float()
-        self.std = torch.sqrt(self.stats.running_var.float() + self.stats.epsilon)
+        self.mean.copy_(self.stats.running_mean)
+        self.std.copy_(torch.sqrt(self.stats.running_var.float() + self.stats.epsilon))
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """(L, ...) -> (x - mean) / std, clipped to [-5, 5]; into `out` where given."""
         return torch.sub(x, self.mean, out=out).div_(self.std).clamp_(-5.0, 5.0)
+
+    def denormalize(self, x: torch.Tensor) -> torch.Tensor:
+        """(L, ...) -> x clipped to [-5, 5], times std, plus mean."""
+        return (x.clamp(-5.0, 5.0) * self.std).add_(self.mean)

@@ -28,6 +28,7 @@ class VecEnv(IVecEnv):
     value_size: int = 1
     reset_mode: ResetMode = "same_step"
     is_torch: bool = False  # observations, rewards and dones are tensors on `device`
+    capturable: bool = False  # `step` may become part of a CUDA graph: docs/graphs.md
     device: str = "cpu"
     render_mode: str | None = None
 

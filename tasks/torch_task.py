@@ -22,11 +22,13 @@ from tasks import offscreen
 class TorchVecEnv(VecEnv):
     """Same-step reset, no copy to the host inside `step`, its own random generator.
 
-    `state` is (N, S) float32, `steps` (N,) counts the steps of the running episodes.
+    `state` is (N, S) float32, `steps` (N,) counts the steps of the running episodes. What changes from step to step must be a tensor on
+    `device` and an attribute of the environment, or its `generator`: a CUDA graph then replays `step` without this code.
     """
 
     reset_mode = "same_step"
     is_torch = True
+    capturable = True
 
     # ---- to write ---------------------------------------------------------------------------------------------------
     gym_id: ClassVar[str]  # the gymnasium twin, which draws the picture
@@ -174,10 +176,11 @@ class Pendulum(TorchVecEnv):
         high = np.array([1.0, 1.0, self.MAX_SPEED], dtype=np.float32)
         self.observation_space = spaces.Box(-high, high, dtype=np.float32)
         self.action_space = spaces.Box(-self.MAX_TORQUE, self.MAX_TORQUE, (1,), np.float32)
+        self.spread = torch.tensor([math.pi, 1.0], device=kwargs["device"])  # made once: making it waits for the device
         super().__init__(2, **kwargs)
 
     def _initial(self, uniform: torch.Tensor) -> torch.Tensor:
-        return uniform * torch.tensor([math.pi, 1.0], device=uniform.device)
+        return uniform * self.spread
 
     def _advance(self, state: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         theta, theta_dot = state.unbind(dim=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from matplotlib import image
 
+from algos.capture import Captured
 from core.errors import UserError
 from experiments.bench import chart, load, measure, peers, raw, report, scaling, stats
 from experiments.bench.options import parse
@@ -100,6 +101,17 @@ def test_hooks_compares_each_of_ours_with_its_own_ppo():
     assert [side.name for side in made] == ["ours", "ours/rpo", "ours/lstm", "ours/rnd", "ours/rnd_step"]
     assert {side.base for side in made} == {"ours"}
     assert made[1].overrides == ("x=1", "train.params.algo.name=rpo")
+
+
+def test_on_a_gpu_ours_is_measured_with_graphs_and_without():
+    for name in ("gpu4096", "gpu65536"):
+        made = members(WORKLOADS[name], [Side("stock"), Side("ours", ROOT, ("x=1",))])
+        assert [(side.name, side.overrides, side.base) for side in made] == [
+            ("stock", (), "stock"),
+            ("ours", ("x=1",), "stock"),
+            ("ours/graphs", ("x=1", "train.params.config.cuda_graphs=true"), "stock"),
+        ]
+        assert WORKLOADS[name].warmup > Captured.WARM_UP + 1
 
 
 def test_peers_take_part_where_they_can():

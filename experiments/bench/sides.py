@@ -86,10 +86,18 @@ def sides(ours: Iterable[str], variant: Iterable[str]) -> list[Side]:
 
 
 def members(workload: Workload, given: list[Side]) -> list[Side]:
-    """Who of the given sides takes part in a workload. Where it compares our algorithms: each of ours, as PPO and as each of them."""
-    if not workload.algos:
-        return [s for s in given if not s.peer or workload.name in PEERS[s.peer].workloads]
+    """Who of the given sides takes part in a workload; each of ours also in the workload's variants. Where it compares our algorithms:
+    each of ours, as PPO and as each of them."""
     made = []
+    if not workload.algos:
+        for side in given:
+            if not side.peer or workload.name in PEERS[side.peer].workloads:
+                made.append(side)
+            made += [
+                dataclasses.replace(side, name=f"{side.name}/{name}", overrides=(*side.overrides, *overrides))
+                for name, overrides in (workload.variants if side.ours else ())
+            ]
+        return made
     for side in given:
         if side.ours:
             made.append(dataclasses.replace(side, base=side.name))

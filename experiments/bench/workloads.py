@@ -22,6 +22,7 @@ class Workload:
     ours_envs: int | None = None  # environments of our side, where they are more than stock's
     ours_epochs: int | None = None
     algos: tuple[tuple[str, tuple[str, ...]], ...] = ()  # our algorithms to compare: (name, overrides); then stock takes no part
+    variants: tuple[tuple[str, tuple[str, ...]], ...] = ()  # beside our side as it is, always: (name, overrides)
     device: str = "cpu"
 
     @property
@@ -173,6 +174,8 @@ A = Workload(
     warmup=2,
 )
 
+GRAPHS = (("graphs", ("train.params.config.cuda_graphs=true",)),)  # recorded in the third epoch: the warm-up must be longer
+
 RECURRENT = ("train.params.network.rnn={name:lstm,units:64,layers:1}", "train.params.config.seq_length=16")
 
 
@@ -245,8 +248,8 @@ WORKLOADS = {
                 ("rnd_step", ("train.params.algo.name=bench_rnd_step",)),
             ),
         ),
-        dataclasses.replace(torch_cartpole(4096, 20, 5, "cuda"), name="gpu4096"),
-        dataclasses.replace(torch_cartpole(65_536, 10, 3, "cuda"), name="gpu65536"),
+        dataclasses.replace(torch_cartpole(4096, 20, 5, "cuda"), name="gpu4096", variants=GRAPHS),
+        dataclasses.replace(torch_cartpole(65_536, 10, 5, "cuda"), name="gpu65536", variants=GRAPHS),
     )
 }
 
