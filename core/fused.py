@@ -62,7 +62,7 @@ class Layer(NamedTuple):
 
 
 class Sequences(NamedTuple):
-    """What a network with memory reads beside a minibatch's observations, whose rows are ordered sequence by sequence: index = s * T + t."""
+    """What a network with memory reads beside a minibatch's observations, whose rows stand sequence by sequence: index = s * T + t."""
 
     rnn_states: list[Tensor]  # (layers, S, units) each
     seq_length: int = 1  # T
