@@ -10,6 +10,7 @@ Formulas and the order of the gates are those of torch.nn.LSTM and torch.nn.GRU;
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,25 +33,17 @@ class Room:
         self.gates = like.new_empty(steps, rows, cell.blocks * units)
         self.slopes = like.new_empty(steps, rows, 4 * units)  # derivatives of the gates' inputs, then their gradients
         self.hidden = like.new_empty(steps + 1, rows, units)  # [0] is the memory that the sequences begin with
-        self.kept: Tensor | None = None  # (T, S, units) hidden, zeroed where a row was reset; None: nothing was
-        self.hiddens = self.hidden.unbind(0)
-        self.gates_at = [gates.split(units, dim=1) for gates in self.gates.unbind(0)]
+        self.before = self.hidden[:-1]  # (T, S, units) what each step remembers: another tensor where rows are reset
+        self.rows, self.out = self.gates.flatten(0, 1), self.hidden[1:].flatten(0, 1)  # (T * S, ...)
+        self.whole, self.hiddens = self.gates.unbind(0), self.hidden.unbind(0)
+        self.gates_at = [gates.split(units, dim=1) for gates in self.whole]
         self.more: Any = cell.more_room(self, rows)
 
-    def before(self) -> Tensor:
-        """(T, S, units) what each step remembered."""
-        return self.hidden[:-1] if self.kept is None else self.kept
-
-    def begin(self, hidden: Tensor, keep: Tensor | None) -> tuple[Tensor, ...]:
-        """Takes the first memory. Returns, by step, where what it remembers stands or (with resets) has to be written."""
+    def begin(self, hidden: Tensor, keep: Tensor | None) -> Sequence[Tensor]:
+        """Takes the first memory. Returns, by step, where what it remembers stands or, with resets, has to be written."""
         self.hiddens[0].copy_(hidden)
-        self.kept = None if keep is None else torch.empty_like(self.hidden[1:])
-        return self.before().unbind(0)
-
-    @property
-    def out(self) -> Tensor:
-        """(T * S, units)"""
-        return self.hidden[1:].flatten(0, 1)
+        self.before = self.hidden[:-1] if keep is None else torch.empty_like(self.hidden[1:])
+        return self.hiddens if keep is None else self.before.unbind(0)
 
 
 class Cell(abc.ABC):
@@ -103,8 +96,8 @@ class LSTM(Cell):
 
     def forward(self, x: Tensor, states: list[Tensor], keep: Any, room: Room) -> Tensor:
         w_ih, w_hh, b_ih, b_hh = self.parameters
-        more, whole = room.more, room.gates.unbind(0)
-        torch.addmm(b_ih + b_hh, x, w_ih.t(), out=room.gates.flatten(0, 1))
+        more = room.more
+        torch.addmm(b_ih + b_hh, x, w_ih.t(), out=room.rows)
         before, recurrent = room.begin(states[0], keep), w_hh.t()
         more.cells[0].copy_(states[1])
         for t in range(room.steps):
@@ -112,9 +105,9 @@ class LSTM(Cell):
                 torch.mul(room.hiddens[t], keep[t], out=before[t])
                 more.cells[t].mul_(keep[t])
             i, f, g, o = room.gates_at[t]
-            whole[t].addmm_(before[t], recurrent)
+            gates = room.whole[t].addmm_(before[t], recurrent)
             g.mul_(2.0)  # the g gate's tanh from the sigmoid of all four
-            whole[t].sigmoid_()
+            gates.sigmoid_()
             g.mul_(2.0).sub_(1.0)
             cell = torch.mul(f, more.cells[t], out=more.cells[t + 1]).addcmul_(i, g)
             torch.mul(o, _tanh(cell, out=more.tanh_cells[t]), out=room.hiddens[t + 1])
@@ -144,7 +137,7 @@ class LSTM(Cell):
                 d_cell.mul_(keep[t])
         d_gates = slopes.flatten(0, 1)
         transposed, d_bias = d_gates.t(), d_gates.sum(0)
-        grads = [transposed.mm(x), transposed.mm(room.before().flatten(0, 1)), d_bias, d_bias.clone()]
+        grads = [transposed.mm(x), transposed.mm(room.before.flatten(0, 1)), d_bias, d_bias.clone()]
         return d_gates.mm(w_ih) if input_wanted else None, grads
 
     def last(self, room: Room) -> list[Tensor]:
@@ -173,7 +166,7 @@ class GRU(Cell):
     def forward(self, x: Tensor, states: list[Tensor], keep: Any, room: Room) -> Tensor:
         w_ih, w_hh, b_ih, b_hh = self.parameters
         more = room.more
-        torch.addmm(b_ih, x, w_ih.t(), out=room.gates.flatten(0, 1))
+        torch.addmm(b_ih, x, w_ih.t(), out=room.rows)
         before, recurrent = room.begin(states[0], keep), w_hh.t()
         for t in range(room.steps):
             if keep is not None:
@@ -195,7 +188,7 @@ class GRU(Cell):
         slope_n.addcmul_(slope_n, z, value=-1.0)  # (1 - n^2) (1 - z)
         torch.mul(slope_n, r, out=slope_hn)
         torch.sub(1.0, r, out=slope_r).mul_(slope_hn).mul_(more.recurrent[:, :, 2 * units :])
-        torch.sub(room.before(), n, out=slope_z)
+        torch.sub(room.before, n, out=slope_z)
         slope_z.mul_(z).addcmul_(slope_z, z, value=-1.0)
         d_hidden = grad.view_as(room.hidden[1:]).unbind(0)
         for t in reversed(range(room.steps)):
@@ -210,7 +203,7 @@ class GRU(Cell):
         sums = d_gates.sum(0)
         grads = [
             d_input.t().mm(x).roll(-units, 0),
-            d_recurrent.t().mm(room.before().flatten(0, 1)),
+            d_recurrent.t().mm(room.before.flatten(0, 1)),
             sums[: 3 * units].roll(-units, 0),
             sums[units:],
         ]
