@@ -1,8 +1,8 @@
 """A plain MLP actor-critic, run by hand: the same numbers as rl_games' network with a tenth of the calls.
 
 Small networks spend most of their time between the kernels. Here a step of the rollout writes into buffers that stay where they are,
-and a minibatch is one node of the autograd graph whose backward pass is written out. What is not a plain MLP (pictures, memory,
-normalisation layers, a network of one's own) keeps its own forward pass and loses nothing else.
+and a minibatch is one node of the autograd graph whose backward pass is written out. core/fused_memory.py adds memory; what is neither
+(pictures, normalisation layers, a network of one's own) keeps its own forward pass and loses nothing else.
 """
 
 from __future__ import annotations

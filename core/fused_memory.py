@@ -91,8 +91,8 @@ class RecurrentWork(Work):
 
 
 class FusedRecurrentNet(FusedNet):
-    """`FusedRecurrentNet.of(model)` for models of rl_games' `actor_critic` with an LSTM or a GRU over flat observations; None for every
-    other.
+    """`FusedRecurrentNet.of(model)` for models of rl_games' `actor_critic` with an LSTM or a GRU over flat observations, on a CPU; None for
+    every other.
 
     In a step of the rollout rnn_states are (layers, N, units) each; a minibatch's stand in its `Sequences`.
     """
@@ -107,6 +107,8 @@ class FusedRecurrentNet(FusedNet):
         net: Any = getattr(model, "a2c_network", None)
         if not of_plain_layers(net) or not net.has_rnn:
             return None
+        if net.value.weight.device.type != "cpu":
+            return None  # cuDNN runs a sequence in few launches; a loop here would take a dozen for every step
         layers = [net.a_rnn, net.c_rnn] if net.separate else [net.rnn]
         return FusedRecurrentNet(net) if all(isinstance(x, RnnWithDones) and type(x.rnn) in CELLS for x in layers) else None
 
