@@ -1,7 +1,7 @@
 """A minibatch without autograd: forward, losses and gradients called one after the other.
 
-Taken where nothing of the default update is overridden and the network is a plain MLP. For small networks autograd's own work is a third
-of a minibatch; the numbers are the same, because these are the functions that the graph would call.
+Taken where nothing of the default update is overridden and the network is written out. For small networks autograd's own work is a third of
+a minibatch; the numbers are the same, because these are the functions that the graph would call.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ByHand:
         """One optimizer step. Returns the network's output before it, and of each loss the rows, or with a mask its mean over them."""
         agent = self.fast.agent
         obs = mb.normalized_obs if "normalized_obs" in mb else self.fast.normalize(mb.obs)
-        work = self.net.take_work(obs)
+        work = self.net.take_work(obs, self.fast.sequences(mb))
         head, values = self.net.forward_by_hand(obs, work)
         dist = Tape()
         if self.sigma is not None:

@@ -20,7 +20,8 @@ from algos.by_hand import ByHand
 from algos.collect import Collector
 from algos.heads import Output
 from algos.hooks import Hooks
-from core.fused import FusedNet
+from core.fused import Sequences
+from core.fused_memory import fused_net
 from core.normalizers import Frozen
 from core.policy import Policy
 
@@ -51,7 +52,7 @@ class Fast:
         self.stats = Frozen(self.model.running_mean_std) if agent.normalize_input and self.reason is None else None
         own_values = agent.normalize_value and not agent.has_central_value and self.reason is None
         self.value_stats = Frozen(self.model.value_mean_std) if own_values else None
-        self.fused = None if self.reason or agent.mixed_precision else FusedNet.of(agent.model)
+        self.fused = None if self.reason or agent.mixed_precision else fused_net(agent.model)
         self.losses = self.reason is None and self._default_losses()
         self.by_hand = ByHand.of(self)
         self.step_reason = self.reason or self._why_plain_steps()
@@ -115,11 +116,8 @@ class Fast:
     def network(self, obs: Tensor, actions: Tensor | None = None, **inputs: Any) -> tuple[Tensor, Tensor | None, Tensor, Any]:
         """normalized observations -> head (B, A): means or logits; log standard deviations or None; values (B, V); memory.
 
-        `actions` are those of a minibatch; None in the rollout. A network that is no plain MLP may read both.
+        For a network that is not written out. `actions` are those of a minibatch; None in the rollout. It may read both.
         """
-        if self.fused is not None:
-            head, values = self.fused(obs)
-            return head, self.net.sigma_act(self.net.sigma) if self.continuous else None, values, None
         result = self.net({"obs": obs, "is_train": actions is not None, "prev_actions": actions, **inputs})
         if self.continuous:
             mus, logstd, values, states = result
@@ -127,15 +125,22 @@ class Fast:
         logits, values, states = result
         return logits.float(), None, values.float(), states
 
+    def sequences(self, mb: Batch) -> Sequences | None:
+        """What a network with memory reads beside a minibatch's observations."""
+        if not self.agent.is_rnn:
+            return None
+        return Sequences(mb.rnn_states, self.agent.seq_length, mb.rnn_dones if self.agent.zero_rnn_on_done else None)
+
     def evaluate(self, mb: Batch) -> Output:
         """What `self.model` says in training mode about a minibatch, without its detours."""
         obs = mb.normalized_obs if "normalized_obs" in mb else self.normalize(mb.obs)
-        inputs = {}
-        if self.agent.is_rnn:
-            inputs = {"rnn_states": mb.rnn_states, "seq_length": self.agent.seq_length}
-            if self.agent.zero_rnn_on_done:
-                inputs["dones"] = mb.rnn_dones
-        head, logstd, values, states = self.network(obs, mb.actions, **inputs)
+        sequences = self.sequences(mb)
+        if self.fused is not None:
+            (head, values), states = self.fused(obs, sequences), None
+            logstd = self.net.sigma_act(self.net.sigma) if self.continuous else None
+        else:
+            inputs = {} if sequences is None else {name: x for name, x in sequences._asdict().items() if x is not None}
+            head, logstd, values, states = self.network(obs, mb.actions, **inputs)
         raw = {"values": values, "rnn_states": states}
         if logstd is None:
             neglogp, entropy, logp = fused_losses.Categorical.apply(head, mb.actions)

@@ -109,10 +109,10 @@ class FastCollector(Base):
     def _forward(self, steps: Steps, n: int) -> None:
         """The policy on step n's observations: head, values and, where it is not fixed, sigma into their buffers."""
         fused, x = self.fast.fused, self.fast.normalize_step(steps.obs[n], steps.normalized)
-        if fused is not None:
-            fused.act(x, steps.head[n], None if fused.separate else steps.values[n])
-            return
         inputs = {"rnn_states": self.rnn_states} if self.is_rnn else {}
+        if fused is not None:
+            fused.act(x, steps.head[n], None if fused.values_later else steps.values[n], **inputs)
+            return
         head, logstd, values, states = self.fast.network(x, **inputs)
         steps.head[n].copy_(head)
         steps.values[n].copy_(values)
@@ -151,7 +151,7 @@ class FastCollector(Base):
 
     def _values(self, normalized: Tensor, **inputs: Any) -> Tensor:
         """(L, V) in reward units."""
-        values = self.fast.fused.values(normalized) if self.fast.fused is not None else self.fast.network(normalized, **inputs)[2]
+        values = self.fast.fused.values(normalized, **inputs) if self.fast.fused is not None else self.fast.network(normalized, **inputs)[2]
         return self.fast.denormalize(values)
 
     def _forget(self, ended: Tensor) -> None:
@@ -181,7 +181,7 @@ class FastCollector(Base):
     def _finish(self, rollout: Rollout, steps: Steps, cut_off: list[tuple[int, Any, Tensor]]) -> Tensor:
         """Values, log-probabilities, shaped rewards and bootstraps of all steps in one pass each."""
         last = self.fast.normalize(self.obs["obs"])
-        if self.fast.fused is not None and self.fast.fused.separate:
+        if self.fast.fused is not None and self.fast.fused.values_later:
             values = self._values(torch.cat([self.fast.normalize(rollout.obs.flatten(0, 1)), last])).view(-1, self.rows, self.value_size)
             rollout.values.copy_(values[:-1])
             last_values = values[-1]

@@ -1,8 +1,8 @@
 """A plain MLP actor-critic, run by hand: the same numbers as rl_games' network with a tenth of the calls.
 
 Small networks spend most of their time between the kernels. Here a step of the rollout writes into buffers that stay where they are,
-and a minibatch is one node of the autograd graph whose backward pass is written out. What is not a plain MLP (pictures, memory,
-normalisation layers, a network of one's own) keeps its own forward pass and loses nothing else.
+and a minibatch is one node of the autograd graph whose backward pass is written out. core/fused_memory.py adds memory; what is neither
+(pictures, normalisation layers, a network of one's own) keeps its own forward pass and loses nothing else.
 """
 
 from __future__ import annotations
@@ -61,6 +61,14 @@ class Layer(NamedTuple):
     backward: Any = None
 
 
+class Sequences(NamedTuple):
+    """What a network with memory reads beside a minibatch's observations, whose rows stand sequence by sequence: index = s * T + t."""
+
+    rnn_states: list[Tensor]  # (layers, S, units) each
+    seq_length: int = 1  # T
+    dones: Tensor | None = None  # (S * T,) 1 where the memory is zeroed before the row; None: nowhere
+
+
 class Work:
     """The hidden activations of one forward pass and room for their gradients: (B, units) each, by trunk and layer."""
 
@@ -76,6 +84,7 @@ class Work:
     def resize(self, rows: int) -> None:
         """Uses the first rows of the buffers; minibatches differ by a few rows where reset rows are left out."""
         self.rows = rows
+        self.tops: list[Tensor] = []  # each trunk's output (B, units), which the heads read
         self.hidden, self.grads = ([[x[:rows] for x in trunk] for trunk in whole] for whole in self._whole)
 
 
@@ -91,31 +100,24 @@ class FusedNet:
         self.trunks = [_layers(net.actor_mlp)] + ([_layers(net.critic_mlp)] if net.separate else [])
         head = net.mu if net.is_continuous else net.logits
         self.policy_head, self.value_head = Layer(head.weight, head.bias), Layer(net.value.weight, net.value.bias)
-        layers = [layer for trunk in self.trunks for layer in trunk] + [self.policy_head, self.value_head]
-        self.parameters: list[nn.Parameter] = [p for layer in layers for p in (layer.weight, layer.bias)]
+        heads = [p for layer in (self.policy_head, self.value_head) for p in (layer.weight, layer.bias)]
+        self.parameters: list[nn.Parameter] = [p for i in range(len(self.trunks)) for p in self._trunk_parameters(i)] + heads
         self._free: list[Work] = []
         self._step_work: Work | None = None
 
     @staticmethod
     def of(model: nn.Module) -> FusedNet | None:
         net: Any = getattr(model, "a2c_network", None)
-        if type(net) is not A2CBuilder.Network or net.has_cnn or net.has_rnn or net.is_multi_discrete or not len(net.units):
-            return None
-        acts = [net.value_act] + ([net.mu_act] if net.is_continuous else [])
-        if not all(isinstance(act, nn.Identity) for act in acts) or (net.is_continuous and not net.fixed_sigma):
-            return None
-        mlps = [net.actor_mlp] + ([net.critic_mlp] if net.separate else [])
-        for mlp in mlps:
-            kinds = [type(module) for module in mlp] if isinstance(mlp, nn.Sequential) else []
-            if not kinds or len(kinds) % 2 or any(kind is not nn.Linear for kind in kinds[::2]):
-                return None
-            if any(kind not in ACTIVATIONS for kind in kinds[1::2]) or any(getattr(m, "alpha", 1.0) != 1.0 for m in mlp[1::2]):
-                return None
-        return FusedNet(net)
+        return FusedNet(net) if of_plain_layers(net) and not net.has_rnn else None
+
+    @property
+    def values_later(self) -> bool:
+        """Whether a rollout may compute the values of all its steps at its end."""
+        return self.separate
 
     # ---- a step of the rollout ----------------------------------------------------------------------------------------
 
-    def act(self, obs: Tensor, head: Tensor, values: Tensor | None) -> None:
+    def act(self, obs: Tensor, head: Tensor, values: Tensor | None, rnn_states: Any = None) -> None:
         """Writes the policy head's output into `head` (N, A) and, where given, the normalized values into `values` (N, V).
         Without gradients; obs: (N, O), normalized."""
         work = self._step_work
@@ -127,7 +129,7 @@ class FusedNet:
             hidden = self._trunk(1, obs, work) if self.separate else hidden
             torch.addmm(self.value_head.bias, hidden, self.value_head.weight.t(), out=values)
 
-    def values(self, obs: Tensor) -> Tensor:
+    def values(self, obs: Tensor, rnn_states: Any = None) -> Tensor:
         """(L, O) normalized -> normalized values (L, V), without gradients."""
         hidden = obs
         for layer in self.trunks[-1]:
@@ -136,10 +138,11 @@ class FusedNet:
 
     # ---- a minibatch --------------------------------------------------------------------------------------------------
 
-    def __call__(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        return _Forward.apply(self, obs, *self.parameters)
+    def __call__(self, obs: Tensor, sequences: Sequences | None = None) -> tuple[Tensor, Tensor]:
+        return _Forward.apply(self, obs, sequences, *self.parameters)
 
-    def take_work(self, obs: Tensor) -> Work:
+    def take_work(self, obs: Tensor, sequences: Sequences | None = None) -> Any:
+        """Room for a forward pass over a minibatch and its backward pass."""
         rows = obs.shape[0]
         work = self._free.pop() if self._free else None
         if work is None or work.capacity < rows:
@@ -152,7 +155,13 @@ class FusedNet:
     def give_back(self, work: Work) -> None:
         self._free.append(work)
 
-    def _trunk(self, which: int, obs: Tensor, work: Work) -> Tensor:
+    def _trunk_parameters(self, which: int) -> list[nn.Parameter]:
+        return [p for layer in self.trunks[which] for p in (layer.weight, layer.bias)]
+
+    def _trunk(self, which: int, obs: Tensor, work: Any) -> Tensor:
+        return self._mlp(which, obs, work)
+
+    def _mlp(self, which: int, obs: Tensor, work: Work) -> Tensor:
         hidden = obs
         for layer, out in zip(self.trunks[which], work.hidden[which], strict=True):
             torch.addmm(layer.bias, hidden, layer.weight.t(), out=out)
@@ -160,14 +169,12 @@ class FusedNet:
             hidden = out
         return hidden
 
-    def forward_by_hand(self, obs: Tensor, work: Work) -> tuple[Tensor, Tensor]:
-        hidden = self._trunk(0, obs, work)
-        head = F.linear(hidden, self.policy_head.weight, self.policy_head.bias)
-        if self.separate:
-            hidden = self._trunk(1, obs, work)
-        return head, F.linear(hidden, self.value_head.weight, self.value_head.bias)
+    def forward_by_hand(self, obs: Tensor, work: Any) -> tuple[Tensor, Tensor]:
+        work.tops = [self._trunk(i, obs, work) for i in range(len(self.trunks))]
+        head = F.linear(work.tops[0], self.policy_head.weight, self.policy_head.bias)
+        return head, F.linear(work.tops[-1], self.value_head.weight, self.value_head.bias)
 
-    def backward_by_hand(self, obs: Tensor, work: Work, head: Tensor | None, values: Tensor | None) -> list[Tensor | None]:
+    def backward_by_hand(self, obs: Tensor, work: Any, head: Tensor | None, values: Tensor | None) -> list[Tensor | None]:
         """Gradients of `parameters`, from those at the two outputs (None: that output was not used)."""
         value_trunk = len(self.trunks) - 1
         grads: list[Tensor | None] = []
@@ -176,33 +183,58 @@ class FusedNet:
                     if g is not None and at == i]  # fmt: skip
             grads += self._trunk_backward(i, obs, work, into)
         for grad, at in ((head, 0), (values, value_trunk)):
-            grads += [None, None] if grad is None else [_weight_gradient(grad, work.hidden[at][-1]), grad.sum(0)]
+            grads += [None, None] if grad is None else [_weight_gradient(grad, work.tops[at]), grad.sum(0)]
         return grads
 
-    def _trunk_backward(self, which: int, obs: Tensor, work: Work, into: list[tuple[Tensor, Layer]]) -> list[Tensor | None]:
-        layers, hidden, buffers = self.trunks[which], work.hidden[which], work.grads[which]
+    def _trunk_backward(self, which: int, obs: Tensor, work: Any, into: list[tuple[Tensor, Layer]]) -> list[Tensor | None]:
+        """Gradients of `_trunk_parameters`, from those at the outputs of the heads that read the trunk."""
         if not into:
-            return [None, None] * len(layers)
-        grad = buffers[-1]
-        torch.mm(into[0][0], into[0][1].weight, out=grad)
-        for more, head in into[1:]:
-            grad.addmm_(more, head.weight)
+            return [None] * len(self._trunk_parameters(which))
+        grad = heads_backward(into, work.grads[which][-1])
+        return self._mlp_backward(which, obs, work, grad)[0]
+
+    def _mlp_backward(self, which: int, obs: Tensor, work: Work, grad: Tensor) -> tuple[list[Tensor | None], Tensor]:
+        """From the gradient at the MLP's output, which is overwritten: its parameters', and that at its first linear layer's output."""
+        layers, hidden, buffers = self.trunks[which], work.hidden[which], work.grads[which]
         found: list[Tensor | None] = []
         for i in reversed(range(len(layers))):
             layers[i].backward(grad, hidden[i])
             below = obs if i == 0 else hidden[i - 1]
             found = [_weight_gradient(grad, below), grad.sum(0), *found]
             if i > 0:
-                torch.mm(grad, layers[i].weight, out=buffers[i - 1])
-                grad = buffers[i - 1]
-        return found
+                grad = torch.mm(grad, layers[i].weight, out=buffers[i - 1])
+        return found, grad
+
+
+def heads_backward(into: list[tuple[Tensor, Layer]], grad: Tensor) -> Tensor:
+    """Writes into `grad` (B, units) what comes back through the heads: pairs of the gradient at a head's output and the head."""
+    torch.mm(into[0][0], into[0][1].weight, out=grad)
+    for more, head in into[1:]:
+        grad.addmm_(more, head.weight)
+    return grad
+
+
+def of_plain_layers(net: Any) -> bool:
+    """Whether a network is rl_games' `actor_critic` of vectors whose layers outside its memory are written out here."""
+    if type(net) is not A2CBuilder.Network or net.has_cnn or net.is_multi_discrete or not len(net.units):
+        return False
+    acts = [net.value_act] + ([net.mu_act] if net.is_continuous else [])
+    if not all(isinstance(act, nn.Identity) for act in acts) or (net.is_continuous and not net.fixed_sigma):
+        return False
+    for mlp in [net.actor_mlp] + ([net.critic_mlp] if net.separate else []):
+        kinds = [type(module) for module in mlp] if isinstance(mlp, nn.Sequential) else []
+        if not kinds or len(kinds) % 2 or any(kind is not nn.Linear for kind in kinds[::2]):
+            return False
+        if any(kind not in ACTIVATIONS for kind in kinds[1::2]) or any(getattr(m, "alpha", 1.0) != 1.0 for m in mlp[1::2]):
+            return False
+    return True
 
 
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, net: FusedNet, obs: Tensor, *parameters: nn.Parameter) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, net: FusedNet, obs: Tensor, sequences: Sequences | None, *parameters: nn.Parameter) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.net, ctx.work = net, net.take_work(obs)
+        ctx.net, ctx.work = net, net.take_work(obs, sequences)
         ctx.taken = ctx.work.taken
         ctx.save_for_backward(obs)
         return net.forward_by_hand(obs, ctx.work)
@@ -217,7 +249,7 @@ class _Forward(torch.autograd.Function):
             raise RuntimeError(f"the fused network gives no gradient with respect to its observations: {PLAIN_PATH}")
         grads = ctx.net.backward_by_hand(obs, ctx.work, head, values)
         ctx.net.give_back(ctx.work)
-        return None, None, *grads
+        return None, None, None, *grads
 
 
 def _weight_gradient(grad: Tensor, below: Tensor) -> Tensor:

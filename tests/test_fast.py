@@ -29,10 +29,12 @@ def agent_of(cls, tmp_path, monkeypatch, env=None, **settings):
     entry = registry.AlgoEntry("mine", cls, AgentOptions, "default", None, registry.ACTION_KINDS)
     registry.discover()
     monkeypatch.setitem(registry.algos._entries, "mine", entry)
-    separate, network = settings.pop("separate", False), settings.pop("mlp", {})
+    separate, network, memory = settings.pop("separate", False), settings.pop("mlp", {}), settings.pop("memory", {})
     params = toy_params(**{"max_epochs": 3, **settings})
     params["network"]["separate"] = separate
     params["network"]["mlp"].update(network)
+    if memory:
+        params["network"]["rnn"].update(memory)
     return our_agent(params, ToyVecEnv(action=settings.get("action", "continuous"), **(env or {})), tmp_path, "mine")
 
 
@@ -83,7 +85,14 @@ CASES = {
     "discrete_next_step": ({"action": "discrete"}, {"reset_mode": "next_step"}),
     "lstm": ({"rnn": "lstm"}, {}),
     "lstm_next_step": ({"rnn": "lstm"}, {"reset_mode": "next_step"}),
+    "lstm_discrete_wide": ({"rnn": "lstm", "action": "discrete", "memory": {"units": 24}}, {}),
+    "lstm_separate": ({"rnn": "lstm", "separate": True}, {"reset_mode": "next_step"}),
+    "lstm_everything": ({"rnn": "lstm", "memory": {"layers": 2, "layer_norm": True, "concat_input": True, "concat_output": True}}, {}),
+    "lstm_never_zeroed": ({"rnn": "lstm", "zero_rnn_on_done": False}, {}),
+    "lstm_single_steps": ({"rnn": "lstm", "seq_length": 1}, {}),
+    "gru": ({"rnn": "gru"}, {"agents": 2, "num_envs": 4}),
     "gru_discrete": ({"rnn": "gru", "action": "discrete"}, {}),
+    "gru_before_mlp_next_step": ({"rnn": "gru", "memory": {"units": 24, "before_mlp": True}}, {"reset_mode": "next_step"}),
     "agents": ({}, {"agents": 2, "num_envs": 4}),
     "two_values": ({"clip_value": True}, {"value_size": 2}),
     "no_normalizers": ({"normalize_input": False, "normalize_value": False, "clip_value": False, "truncate_grads": False}, {}),
@@ -102,6 +111,7 @@ def test_three_epochs_equal_the_plain_path(case, tmp_path, monkeypatch):
     plain = agent_of(GivenNoise, tmp_path / "plain", monkeypatch, env, fused=False, **settings)
     assert fast.fast.step_reason is None
     assert plain.fast.step_reason is not None
+    assert fast.fast.fused is not None
     for agent in (fast, plain):
         agent.reset_environments()
     for _ in range(3):

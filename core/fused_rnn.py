@@ -1,0 +1,224 @@
+"""LSTM and GRU layers written out: forward and backward over T steps of S sequences, each step a matrix product and arithmetic in place.
+
+torch's own layers know no resets inside a sequence; rl_games therefore calls them anew from every step at which any row of a minibatch
+resets, which on a task with short episodes is every step. Here a reset is a product with 0, and a minibatch costs the same whatever its
+resets. What does not need the step before it (input projections, derivatives of the gates, weight gradients) is one call for all steps.
+
+Formulas and the order of the gates are those of torch.nn.LSTM and torch.nn.GRU; rows are ordered step by step: index = t * S + s.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Grads = list[Tensor]
+
+
+def _tanh(x: Tensor, out: Tensor) -> Tensor:
+    """tanh(x) = 2 sigmoid(2x) - 1: on CPUs torch's tanh takes five times as long as its sigmoid."""
+    return torch.mul(x, 2.0, out=out).sigmoid_().mul_(2.0).sub_(1.0)
+
+
+class Room:
+    """What one pass of a layer keeps for its backward pass, with views by step, cut once."""
+
+    def __init__(self, cell: Cell, steps: int, rows: int, like: Tensor) -> None:
+        units = cell.units
+        self.steps = steps
+        self.gates = like.new_empty(steps, rows, cell.blocks * units)
+        self.slopes = like.new_empty(steps, rows, 4 * units)  # derivatives of the gates' inputs, then their gradients
+        self.hidden = like.new_empty(steps + 1, rows, units)  # [0] is the memory that the sequences begin with
+        self.before = self.hidden[:-1]  # (T, S, units) what each step remembers: another tensor where rows are reset
+        self.rows, self.out = self.gates.flatten(0, 1), self.hidden[1:].flatten(0, 1)  # (T * S, ...)
+        self.whole, self.hiddens = self.gates.unbind(0), self.hidden.unbind(0)
+        self.gates_at = [gates.split(units, dim=1) for gates in self.whole]
+        self.more: Any = cell.more_room(self, rows)
+
+    def begin(self, hidden: Tensor, keep: Tensor | None) -> Sequence[Tensor]:
+        """Takes the first memory. Returns, by step, where what it remembers stands or, with resets, has to be written."""
+        self.hiddens[0].copy_(hidden)
+        self.before = self.hidden[:-1] if keep is None else torch.empty_like(self.hidden[1:])
+        return self.hiddens if keep is None else self.before.unbind(0)
+
+
+class Cell(abc.ABC):
+    """One layer. `forward` and `backward` of its two kinds differ in nothing but the arithmetic.
+
+    forward: x (T * S, I), states (S, units) each, keep (T, S, 1): 0 where the memory is zeroed before the step, or None -> (T * S, units).
+    backward: gradient at the output (T * S, units), which is overwritten -> that at the input (None unless wanted), those of `parameters`.
+    """
+
+    blocks: int  # gates
+    states: int  # tensors of memory
+
+    def __init__(self, rnn: Any, layer: int) -> None:
+        self.units: int = rnn.hidden_size
+        self.parameters: list[nn.Parameter] = [
+            getattr(rnn, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        ]
+
+    @abc.abstractmethod
+    def more_room(self, room: Room, rows: int) -> Any: ...
+
+    @abc.abstractmethod
+    def forward(self, x: Tensor, states: list[Tensor], keep: Any, room: Room) -> Tensor: ...
+
+    @abc.abstractmethod
+    def backward(self, grad: Tensor, x: Tensor, keep: Any, room: Room, input_wanted: bool) -> tuple[Tensor | None, Grads]: ...
+
+    @abc.abstractmethod
+    def last(self, room: Room) -> list[Tensor]:
+        """The memory (S, units) after the last step; `room` overwrites it in its next pass."""
+
+
+class LSTMRoom:
+    def __init__(self, room: Room, rows: int) -> None:
+        units = room.hidden.shape[2]
+        self.cell = room.hidden.new_empty(room.hidden.shape)
+        self.tanh_cell, self.slope = (room.hidden.new_empty(room.steps, rows, units) for _ in range(2))
+        self.cells, self.tanh_cells, self.slopes = (x.unbind(0) for x in (self.cell, self.tanh_cell, self.slope))
+        blocks = room.slopes.unflatten(2, (4, units))
+        self.slopes_ifg, self.slopes_o = blocks[:, :, :3].unbind(0), blocks[:, :, 3].unbind(0)
+
+
+class LSTM(Cell):
+    """i, f, o = sigmoid, g = tanh of x W_ih' + h W_hh' + b; c = f c + i g; h = o tanh(c)."""
+
+    blocks, states = 4, 2
+
+    def more_room(self, room: Room, rows: int) -> LSTMRoom:
+        return LSTMRoom(room, rows)
+
+    def forward(self, x: Tensor, states: list[Tensor], keep: Any, room: Room) -> Tensor:
+        w_ih, w_hh, b_ih, b_hh = self.parameters
+        more = room.more
+        torch.addmm(b_ih + b_hh, x, w_ih.t(), out=room.rows)
+        before, recurrent = room.begin(states[0], keep), w_hh.t()
+        more.cells[0].copy_(states[1])
+        for t in range(room.steps):
+            if keep is not None:
+                torch.mul(room.hiddens[t], keep[t], out=before[t])
+                more.cells[t].mul_(keep[t])
+            i, f, g, o = room.gates_at[t]
+            gates = room.whole[t].addmm_(before[t], recurrent)
+            g.mul_(2.0)  # the g gate's tanh from the sigmoid of all four
+            gates.sigmoid_()
+            g.mul_(2.0).sub_(1.0)
+            cell = torch.mul(f, more.cells[t], out=more.cells[t + 1]).addcmul_(i, g)
+            torch.mul(o, _tanh(cell, out=more.tanh_cells[t]), out=room.hiddens[t + 1])
+        return room.out
+
+    def backward(self, grad: Tensor, x: Tensor, keep: Any, room: Room, input_wanted: bool) -> tuple[Tensor | None, Grads]:
+        w_ih, w_hh, _, _ = self.parameters
+        more, slopes = room.more, room.slopes
+        i, _, g, o = room.gates.split(self.units, dim=2)
+        slope_i, slope_f, slope_g, slope_o = slopes.split(self.units, dim=2)
+        torch.addcmul(room.gates, room.gates, room.gates, value=-1.0, out=slopes)  # of a sigmoid: s - s^2
+        slope_i.mul_(g)
+        slope_f.mul_(more.cell[:-1])
+        slope_g.sub_(g).add_(1.0).mul_(i)  # of a tanh: 1 - g^2
+        slope_o.mul_(more.tanh_cell)
+        torch.mul(more.tanh_cell, more.tanh_cell, out=more.slope).neg_().add_(1.0).mul_(o)
+        d_hidden = grad.view_as(room.hidden[1:]).unbind(0)
+        d_cell, whole = torch.zeros_like(d_hidden[0]), slopes.unbind(0)
+        for t in reversed(range(room.steps)):
+            if t < room.steps - 1:
+                _add_recurrent(d_hidden[t], whole[t + 1], w_hh, None if keep is None else keep[t + 1])
+            d_cell.addcmul_(d_hidden[t], more.slopes[t])
+            more.slopes_ifg[t].mul_(d_cell.unsqueeze(1))
+            more.slopes_o[t].mul_(d_hidden[t])
+            d_cell.mul_(room.gates_at[t][1])
+            if keep is not None:
+                d_cell.mul_(keep[t])
+        d_gates = slopes.flatten(0, 1)
+        transposed, d_bias = d_gates.t(), d_gates.sum(0)
+        grads = [transposed.mm(x), transposed.mm(room.before.flatten(0, 1)), d_bias, d_bias.clone()]
+        return d_gates.mm(w_ih) if input_wanted else None, grads
+
+    def last(self, room: Room) -> list[Tensor]:
+        return [room.hiddens[-1], room.more.cells[-1]]
+
+
+class GRURoom:
+    def __init__(self, room: Room, rows: int) -> None:
+        units = room.hidden.shape[2]
+        self.recurrent = room.hidden.new_empty(room.steps, rows, 3 * units)
+        self.whole = self.recurrent.unbind(0)
+        self.new = [x[:, 2 * units :] for x in self.whole]
+        self.both_recurrent, self.both = ([x[:, : 2 * units] for x in y.unbind(0)] for y in (self.recurrent, room.gates))
+        self.slopes = room.slopes.unflatten(2, (4, units)).unbind(0)
+        self.recurrent_slopes = [x[:, units:] for x in room.slopes.unbind(0)]
+
+
+class GRU(Cell):
+    """r, z = sigmoid of x W_ih' + h W_hh' + b; n = tanh(x W_in' + b_in + r (h W_hn' + b_hn)); h = (1 - z) n + z h."""
+
+    blocks, states = 3, 1
+
+    def more_room(self, room: Room, rows: int) -> GRURoom:
+        return GRURoom(room, rows)
+
+    def forward(self, x: Tensor, states: list[Tensor], keep: Any, room: Room) -> Tensor:
+        w_ih, w_hh, b_ih, b_hh = self.parameters
+        more = room.more
+        torch.addmm(b_ih, x, w_ih.t(), out=room.rows)
+        before, recurrent = room.begin(states[0], keep), w_hh.t()
+        for t in range(room.steps):
+            if keep is not None:
+                torch.mul(room.hiddens[t], keep[t], out=before[t])
+            r, z, n = room.gates_at[t]
+            torch.addmm(b_hh, before[t], recurrent, out=more.whole[t])
+            more.both[t].add_(more.both_recurrent[t]).sigmoid_()
+            _tanh(n.addcmul_(r, more.new[t]), out=n)
+            torch.lerp(n, before[t], z, out=room.hiddens[t + 1])
+        return room.out
+
+    def backward(self, grad: Tensor, x: Tensor, keep: Any, room: Room, input_wanted: bool) -> tuple[Tensor | None, Grads]:
+        w_ih, w_hh, _, _ = self.parameters
+        units, more = self.units, room.more
+        # n first, its recurrent part last: the first three blocks belong to W_ih (turned by one), the last three to W_hh
+        slope_n, slope_r, slope_z, slope_hn = room.slopes.split(units, dim=2)
+        r, z, n = room.gates.split(units, dim=2)
+        torch.mul(n, n, out=slope_n).neg_().add_(1.0)
+        slope_n.addcmul_(slope_n, z, value=-1.0)  # (1 - n^2) (1 - z)
+        torch.mul(slope_n, r, out=slope_hn)
+        torch.sub(1.0, r, out=slope_r).mul_(slope_hn).mul_(more.recurrent[:, :, 2 * units :])
+        torch.sub(room.before, n, out=slope_z)
+        slope_z.mul_(z).addcmul_(slope_z, z, value=-1.0)
+        d_hidden = grad.view_as(room.hidden[1:]).unbind(0)
+        for t in reversed(range(room.steps)):
+            if t < room.steps - 1:
+                after = None if keep is None else keep[t + 1]
+                _add_recurrent(d_hidden[t], more.recurrent_slopes[t + 1], w_hh, after)
+                through = d_hidden[t + 1].mul_(room.gates_at[t + 1][1])
+                d_hidden[t].add_(through if after is None else through.mul_(after))
+            more.slopes[t].mul_(d_hidden[t].unsqueeze(1))
+        d_gates = room.slopes.flatten(0, 1)
+        d_input, d_recurrent = d_gates[:, : 3 * units], d_gates[:, units:]
+        sums = d_gates.sum(0)
+        grads = [
+            d_input.t().mm(x).roll(-units, 0),
+            d_recurrent.t().mm(room.before.flatten(0, 1)),
+            sums[: 3 * units].roll(-units, 0),
+            sums[units:],
+        ]
+        return d_input.mm(w_ih.roll(units, 0)) if input_wanted else None, grads
+
+    def last(self, room: Room) -> list[Tensor]:
+        return [room.hiddens[-1]]
+
+
+def _add_recurrent(d_hidden: Tensor, d_gates: Tensor, w_hh: Tensor, keep: Tensor | None) -> None:
+    """Adds what comes back from the next step, unless the memory was zeroed between the two."""
+    if keep is None:
+        d_hidden.addmm_(d_gates, w_hh)
+    else:
+        d_hidden.addcmul_(d_gates.mm(w_hh), keep)
+
+
+CELLS: dict[type, type[Cell]] = {nn.LSTM: LSTM, nn.GRU: GRU}
