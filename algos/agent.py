@@ -30,6 +30,7 @@ from algos.fast_collect import FastCollector
 from algos.graphs import Graphs
 from algos.heads import ContinuousHead, DiscreteHead
 from algos.hooks import Hooks
+from algos.options import AgentOptions
 from algos.prepare import Preparer
 from algos.rollout import EpisodeStats, Rollout
 from algos.saving import Saving
@@ -71,6 +72,7 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Updater, Saving):
     """
 
     default_class: ClassVar[Any]  # Agent itself: what a subclass's methods are compared with
+    options_class: ClassVar[type] = AgentOptions  # of an algorithm registered without `config`
     kind: ClassVar[str]  # action kind, set by for_actions()
     optimizer: Any  # what build_optimizers() calls 'policy'
     model: Any  # rl_games' module: it has get_aux_loss() and running_mean_std, which nn.Module does not know

@@ -9,12 +9,11 @@ their YAML files run here unchanged.
 from __future__ import annotations
 
 from algos.agent import Agent
-from algos.options import AgentOptions
 from core.registry import register_algo
 
 
-@register_algo("ppo", config=AgentOptions)
-@register_algo("a2c_continuous", config=AgentOptions, actions=("continuous",))
-@register_algo("a2c_discrete", config=AgentOptions, actions=("discrete", "multi_discrete"))
+@register_algo("ppo")
+@register_algo("a2c_continuous", actions=("continuous",))
+@register_algo("a2c_discrete", actions=("discrete", "multi_discrete"))
 class PPO(Agent):
     """PPO as rl_games implements it, its defects repaired (algos/options.py)."""

@@ -93,15 +93,18 @@ def register_algo(
     actions: tuple[str, ...] = ACTION_KINDS,
     multi_rank: bool = True,
 ) -> Callable[[type], type]:
-    """Class decorator. `config` is a keyword-only dataclass of the algorithm's own keys, `player` the name of its player,
-    `policy` the Policy subclass that agent and player share, `actions` the action kinds that it can handle. `multi_rank=False`:
-    its update cannot be split over several processes (docs/scale.md)."""
+    """Class decorator. `config` is a keyword-only dataclass of the algorithm's own keys (None: those of the class that it derives from,
+    `options_class`), `player` the name of its player, `policy` the Policy subclass that agent and player share, `actions` the action kinds
+    that it can handle. `multi_rank=False`: its update cannot be split over several processes (docs/scale.md)."""
     bad = set(actions) - set(ACTION_KINDS)
     if bad:
         raise UserError(f"register_algo('{name}'): unknown action kinds {sorted(bad)}. Valid: {', '.join(ACTION_KINDS)}")
 
     def wrap(cls: type) -> type:
-        algos.add(name, AlgoEntry(name, cls, config, player, policy, tuple(actions), multi_rank))
+        options = config or getattr(cls, "options_class", None)
+        algos.add(name, AlgoEntry(name, cls, options, player, policy, tuple(actions), multi_rank))
+        if options is not None:
+            cls.options_class = options  # type: ignore[attr-defined]  # classes below inherit it
         return cls
 
     return wrap

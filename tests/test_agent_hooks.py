@@ -365,3 +365,24 @@ def test_a_nan_stops_the_run_and_is_named(make, bad):
     from core import checkpoint
 
     assert checkpoint.load(agent.last_path)["epoch"] == 1  # the last good one
+
+
+def test_an_algorithm_without_options_of_its_own_has_those_of_the_class_below(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry.algos, "_entries", dict(registry.algos._entries))
+
+    @registry.register_algo("bare")
+    class Bare(Agent):
+        pass
+
+    @registry.register_algo("knob", config=HookedOptions)
+    class Knob(Agent):
+        pass
+
+    @registry.register_algo("finer_knob")
+    class FinerKnob(Knob):
+        pass
+
+    agents = {name: our_agent(toy_params(max_epochs=1), ToyVecEnv(), tmp_path / name, name) for name in ("bare", "finer_knob")}
+    assert type(agents["bare"].options) is AgentOptions
+    assert agents["finer_knob"].options.smooth_coef == 0.25
+    agents["bare"].train()
