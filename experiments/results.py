@@ -148,8 +148,8 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], str | None]:
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:
-            return lines, f"metrics.jsonl is damaged at line {number}; read up to there"
-    return lines, f"metrics.jsonl is cut off at line {len(lines) + 1}; read up to there" if rest else None
+            return lines, f"metrics.jsonl is damaged at line {number}, the curve ends there"
+    return lines, f"metrics.jsonl is cut off at line {len(lines) + 1}, the curve ends there" if rest else None
 
 
 def on_grid(lines: list[dict[str, Any]], budget: int, points: int, ended: bool) -> Curve:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from rliable import library, metrics
-from scipy.stats import trim_mean
 
 AGGREGATES: dict[str, Callable[[np.ndarray], Any]] = {
     "IQM": metrics.aggregate_iqm,
@@ -71,7 +70,7 @@ def improvement(x: np.ndarray, y: np.ndarray, reps: int, seed: int = 0) -> Estim
     x, y: (runs of X, tasks), (runs of Y, tasks), in any unit that orders runs within a task.
     """
     value, low, high = _intervals([x, y], lambda a, b: np.atleast_1d(probability_above(a, b)), reps, seed)
-    return Estimate(float(value[0]), *(None if end is None else float(end[0]) for end in (low, high)), runs=min(len(x), len(y)))
+    return Estimate(float(value[0]), _each(low, value)[0], _each(high, value)[0], min(len(x), len(y)))
 
 
 def probability_above(x: np.ndarray, y: np.ndarray) -> float:
@@ -89,8 +88,8 @@ def curve(x: np.ndarray, values: np.ndarray, how: str, reps: int, seed: int = 0)
     known = ~np.isnan(values).any(axis=(0, 1))
     if not known.any():
         return None
-    cut = {"IQM": 0.25, "mean": 0.0}[how]
-    value, low, high = _intervals(values[..., known], lambda v: trim_mean(v.reshape(-1, v.shape[-1]), cut, axis=0), reps, seed)
+    share = {"IQM": 0.25, "mean": 0.0}[how]
+    value, low, high = _intervals(values[..., known], lambda v: _trimmed_mean(v.reshape(-1, v.shape[-1]), share), reps, seed)
     return Band(x[known], value, low, high, len(values))
 
 
@@ -112,6 +111,12 @@ def _drawing_from(seed: int) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)
+
+
+def _trimmed_mean(values: np.ndarray, share: float) -> np.ndarray:
+    """(K, G) -> (G,): the mean without the `share` at either end, rounded down. SciPy's checks its arguments for longer than it works."""
+    cut = int(share * len(values))
+    return np.sort(values, axis=0)[cut : len(values) - cut].mean(axis=0)
 
 
 def _each(ends: np.ndarray | None, like: np.ndarray) -> list[float | None]:

@@ -67,7 +67,9 @@ def suite_yaml(folder: Path, tasks: tuple[str, ...], name: str = "mine", grid: i
     chosen = tasks if references is None else references
     found = {task: {"random": 0.0, "reference": 100.0, "source": "made up"} for task in chosen}
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({"name": name, "tasks": {t: {"frames": 1000} for t in tasks}, "grid": grid, "references": found}))
+    path.write_text(
+        yaml.safe_dump({"name": name, "tasks": {t: {"frames": 1000} for t in tasks}, "grid": grid, "references": found}, sort_keys=False)
+    )
     return path
 
 

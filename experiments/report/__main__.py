@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         raise UserError(f"cannot write the report to '{out}': {error.strerror or error}") from error
     for section in said.sections:
         if section.panels:
-            figures.draw(section.panels, out / "figures" / section.name)
+            figures.draw(section.panels, section.warnings, out / "figures" / section.name)
     all_tasks = per_task.table(Selection(found, options), found.tasks, "tasks", "Returns by task, mean ± standard deviation over seeds")
     for table in (all_tasks, *(table for section in said.sections for table in section.tables)):
         write_text(out / "tables" / f"{table.name}.csv", tables.to_csv(table))

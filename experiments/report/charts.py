@@ -10,7 +10,7 @@ import numpy as np
 from experiments.report import words
 from experiments.report.panels import Intervals, Lines, Panel
 
-FONT = {"family": "inherit", "size": 13}
+FONT = {"family": '-apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "Liberation Sans", Arial, sans-serif', "size": 13}
 MUTED = "#8a8f98"
 
 
@@ -83,7 +83,7 @@ def _lines(panel: Lines) -> dict[str, Any]:
         "bgcolor": "rgba(0,0,0,0)",
     }
     layout["yaxis"].update(title={"text": panel.ylabel, "font": FONT, "standoff": 8}, hoverformat=",.4~g")
-    layout["xaxis"].update(hoverformat="~s" if panel.frames else ".4~g", rangemode="tozero" if panel.frames else "normal")
+    layout["xaxis"].update(hoverformat="~s" if panel.frames else ".4~g", rangemode="tozero")
     if panel.frames:
         layout["xaxis"]["tickformat"] = "~s"  # 200k, 1M
     return {"data": data, "layout": layout}

@@ -15,7 +15,7 @@ def markdown(content: Content) -> str:
         lines += [f"### {section.title}", ""] + [section.text, ""] * bool(section.text)
         if section.panels:
             lines += [f"![{section.title}](figures/{section.name}.png)", ""]
-            said = list(dict.fromkeys(warning for panel in section.panels for warning in panel.warnings))
+            said = [*section.warnings, *dict.fromkeys(warning for panel in section.panels for warning in panel.warnings)]
             lines += [f"- ⚠ {warning}" for warning in said] + [""] * bool(said)
         if section.commands:
             lines += [*(f"    {command}" for command in section.commands), ""]

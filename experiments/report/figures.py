@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +21,26 @@ from core.run_dir import write_through
 from experiments.report.panels import Intervals, Lines, Panel
 
 GRID = {"color": "#dddddd", "linewidth": 0.8}
-STYLE = {
+STYLE: Any = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#777777", "axes.axisbelow": True,
     "svg.hashsalt": "gamesmith", "svg.fonttype": "none",
 }  # fmt: skip
 
 
-def draw(panels: Sequence[Panel], stem: Path) -> None:
-    """Writes `<stem>.png` and `<stem>.svg`: up to three panels of lines in a row, up to four of intervals."""
+def draw(panels: Sequence[Panel], warnings: Sequence[str], stem: Path) -> None:
+    """Writes `<stem>.png` and `<stem>.svg`, the warnings below: up to three panels of lines in a row, up to four of intervals."""
     with matplotlib.rc_context(STYLE):
-        figure = _figure(panels)
-        for form in ("png", "svg"):
-            metadata = {"Date": None} if form == "svg" else {"Software": None}
-            write_through(
-                stem.with_name(f"{stem.name}.{form}"),
-                lambda path, form=form, metadata=metadata: figure.savefig(path, format=form, dpi=150, metadata=metadata),
-            )
+        figure = _figure(panels, [*warnings, *dict.fromkeys(warning for panel in panels for warning in panel.warnings)])
+        for form, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            save: Any = partial(figure.savefig, format=form, metadata=metadata, dpi=150)
+            write_through(stem.with_name(f"{stem.name}.{form}"), save)
 
 
-def _figure(panels: Sequence[Panel]) -> Figure:
+def _figure(panels: Sequence[Panel], warnings: list[str]) -> Figure:
     intervals = isinstance(panels[0], Intervals)
     columns = min(len(panels), 4 if intervals else 3)
     rows = math.ceil(len(panels) / columns)
     width, height = (3.0, 0.95 + 0.28 * len(panels[0].rows)) if isinstance(panels[0], Intervals) else (4.3, 3.1)
-    warnings = list(dict.fromkeys(warning for panel in panels for warning in panel.warnings))
     figure = Figure(figsize=(max(width * columns, 4.6), height * rows + 0.17 * len(warnings) + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()

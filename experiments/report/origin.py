@@ -92,7 +92,7 @@ def _run_row(run: RunResult) -> list[Cell]:
     scores = []
     for checkpoint, mode in MEASURES:
         score = run.score(checkpoint, mode)
-        scores.append(text("—") if score is None else Cell(words.number(score), {"": score}))
+        scores.append(Cell("—" if score is None else words.number(score), {"": score}))
     return [
         text(run.task),
         text(run.algo),

@@ -40,8 +40,7 @@ def headline(chosen: Selection) -> str:
     """The finding in words."""
     tasks = chosen.shared
     if len(chosen.algos) > 1 and tasks:
-        seeds = [len(chosen.matrix(algo, tasks, False)) for algo in chosen.algos]
-        return words.headline(improvements(chosen), chosen.algos, seeds, len(tasks))
+        return words.headline(improvements(chosen), {algo: len(chosen.matrix(algo, tasks, False)) for algo in chosen.algos}, len(tasks))
     if len(chosen.algos) > 1:
         return f"No task has finished runs of all of {words.join(chosen.algos)} yet: nothing can be compared."
     (algo,) = chosen.algos
@@ -101,14 +100,12 @@ def estimate_values(found: stats.Estimate) -> dict[str, float | None]:
 
 def _improvement(chosen: Selection) -> Section:
     pairs = improvements(chosen)
-    said = {algo: chosen.warnings_over(algo, chosen.shared) for algo in chosen.algos}
     rows = [Row(f"{x} > {y}", found, chosen.looks[x], None) for (x, y), found in pairs.items()]
     panel = Intervals(
         "improvement",
         "P(X > Y)",
         "Probability that a run of X scores above a run of Y, averaged over tasks. The dotted line is a coin's toss.",
         "probability",
-        chosen.said_of(said),
         mark=0.5,
         rows=rows,
         span=(0, 1),
@@ -121,39 +118,46 @@ def _improvement(chosen: Selection) -> Section:
             [
                 text(x),
                 text(y),
-                Cell(words.estimate(found), estimate_values(found), chosen.said_of({x: said[x], y: said[y]})),
+                Cell(
+                    words.estimate(found),
+                    estimate_values(found),
+                    [f"{a}: {warning}" for a in (x, y) for warning in chosen.warnings(a, chosen.shared)],
+                ),
                 *(Cell(str(n), {"": n}) for n in (*(len(chosen.matrix(a, chosen.shared, False)) for a in (x, y)), len(chosen.shared))),
             ]
             for (x, y), found in pairs.items()
         ],
     )
-    return Section("improvement", "Probability of improvement", f"{panel.note} It needs no reference scores. {INTERVAL}", [panel], [table])
+    note = f"{panel.note} It needs no reference scores. {INTERVAL}"
+    return Section("improvement", "Probability of improvement", note, [panel], [table], warnings=said_of_scores(chosen, chosen.shared))
+
+
+def said_of_scores(chosen: Selection, tasks: list[str]) -> list[str]:
+    return chosen.by_algo(lambda algo: chosen.warnings(algo, tasks))
 
 
 def _aggregates(chosen: Selection) -> Section:
     found = aggregates(chosen)
-    said = {algo: chosen.warnings_over(algo, chosen.normalised) for algo in chosen.algos}
     panels = [
         Intervals(
             f"aggregates-{name.replace(' ', '-')}",
             name,
             f"{name}: {meaning}.",
             "normalised score" if name != "optimality gap" else "below the reference",
-            [],
             rows=[Row(algo, found[algo][name], chosen.looks[algo], algo) for algo in chosen.algos],
         )
         for name, meaning in MEANINGS.items()
     ]
     rows = []
     for algo in chosen.algos:
-        cells = [Cell(words.estimate(e), estimate_values(e), said[algo] if name == "IQM" else []) for name, e in found[algo].items()]
+        said = chosen.warnings(algo, chosen.normalised)
+        cells = [Cell(words.estimate(e), estimate_values(e), said if name == "IQM" else []) for name, e in found[algo].items()]
         runs = len(chosen.matrix(algo, chosen.normalised, True))
         rows.append([text(algo), *cells, Cell(str(runs), {"": runs}), Cell(str(len(chosen.normalised)), {"": len(chosen.normalised)})])
     table = Table("aggregates", "Aggregate scores with 95 % intervals", ["algorithm", *MEANINGS, "seeds", "tasks"], rows)
-    panels[0].warnings = chosen.said_of(said)
     explained = "; ".join(f"{name}: {meaning.partition(';')[0]}" for name, meaning in MEANINGS.items())
     text_ = f"Normalised scores: 0 is random actions, 1 the task's reference. {explained}. {INTERVAL}"
-    return Section("aggregates", "Aggregate scores", text_, panels, [table])
+    return Section("aggregates", "Aggregate scores", text_, panels, [table], warnings=said_of_scores(chosen, chosen.normalised))
 
 
 def _profiles(chosen: Selection) -> Section:
@@ -162,40 +166,34 @@ def _profiles(chosen: Selection) -> Section:
     taus = np.linspace(min(0.0, everything.min()), max(1.0, everything.max()) * 1.02, 101)
     panel = Lines(
         "profiles",
-        "Performance profiles",
+        "Share of runs above each score",
         "The share of runs that score above each threshold; the curve that lies higher is better.",
         "normalised score τ",
-        chosen.said_of({algo: chosen.warnings_over(algo, chosen.normalised) for algo in chosen.algos}),
         ylabel="share of runs with score > τ",
         series=[
             (algo, stats.profile(scores[algo], taus, chosen.options.reps, chosen.options.seed), chosen.looks[algo]) for algo in chosen.algos
         ],
     )
-    return Section("profiles", "Performance profiles", f"{panel.note} Bands are pointwise 95 % intervals.", [panel])
+    note = f"{panel.note} Bands are pointwise 95 % intervals."
+    return Section("profiles", "Performance profiles", note, [panel], warnings=said_of_scores(chosen, chosen.normalised))
 
 
 def _efficiency(chosen: Selection) -> Section:
     tasks = chosen.normalised
     budgets = {run.budget for algo in chosen.algos for task in tasks for run in chosen.results.of(algo, task)}
     share = len(budgets) > 1  # tasks of different length meet at the same part of their budget
-    said = [
-        chosen.said_of({algo: list(dict.fromkeys(w for task in tasks for w in _curve_warnings(chosen, algo, task)))})
-        for algo in chosen.algos
-    ]
     found = curves(chosen, tasks, "efficiency", True, share)
-    for panel in found:
-        panel.warnings = [warning for one in said for warning in one] + panel.warnings
     note = (
         "IQM over runs and tasks of the normalised return during training (sampled actions), "
         f"over {'the share of the budget' if share else 'frames'} and over the training time of a run. "
         "A curve begins where every run has finished an episode; a run that is over keeps its last value. "
         "Bands are pointwise 95 % intervals."
     )
-    return Section("efficiency", "Sample efficiency and wall-clock", note, found)
+    return Section("efficiency", "Sample efficiency and wall-clock", note, found, warnings=said_of_curves(chosen, tasks))
 
 
-def _curve_warnings(chosen: Selection, algo: str, task: str) -> list[str]:
-    return [w if "seeds only" in w or "seed only" in w else f"{task}: {w}" for w in chosen.curve_warnings(algo, task)]
+def said_of_curves(chosen: Selection, tasks: list[str]) -> list[str]:
+    return chosen.by_algo(lambda algo: chosen.curve_warnings(algo, tasks))
 
 
 def curves(chosen: Selection, tasks: list[str], name: str, normalised: bool, share: bool = False) -> list[Panel]:
@@ -213,7 +211,6 @@ def curves(chosen: Selection, tasks: list[str], name: str, normalised: bool, sha
             "Return over frames",
             f"{note}, the band its 95 % interval.",
             "share of the budget, %" if share else "frames",
-            [],
             ylabel=ylabel,
             series=[(algo, band, look) for algo, band, look in over_frames if band],
             frames=not share,

@@ -6,8 +6,8 @@ import dataclasses
 
 from experiments.stats import Band, Estimate
 
-# Okabe and Ito's palette for the colour-blind, in an order that reads on white and on black; markers and dashes tell
-# algorithms apart in a black-and-white print, and where there are more of them than colours.
+# Okabe and Ito's palette for the colour-blind, in an order that reads on white and on black. Where there are more algorithms
+# than colours, dashes tell them apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8F98")
 MARKERS = (("circle", "o"), ("square", "s"), ("diamond", "D"), ("triangle-up", "^"), ("x", "X"), ("star", "*"), ("pentagon", "p"))
 DASHES = (("solid", "-"), ("dash", "--"), ("dot", ":"), ("dashdot", "-."))
@@ -31,7 +31,7 @@ class Look:
     @property
     def dash(self) -> tuple[str, str]:
         """Plotly's name, Matplotlib's."""
-        return DASHES[self.number % len(DASHES)]
+        return DASHES[self.number // len(COLORS) % len(DASHES)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Panel:
     title: str
     note: str
     xlabel: str
-    warnings: list[str]
+    warnings: list[str] = dataclasses.field(default_factory=list)
     mark: float | None = None
     """Where a dotted line stands: of Intervals at this x, of Lines at this y."""
 

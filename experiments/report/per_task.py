@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from experiments.report import words
-from experiments.report.overview import curves
+from experiments.report.overview import curves, said_of_curves
 from experiments.report.sections import Section
 from experiments.report.selection import Selection
 from experiments.report.tables import Cell, Table, text
@@ -36,9 +36,6 @@ def table(chosen: Selection, tasks: list[str], name: str, title: str) -> Table:
 
 def _section(chosen: Selection, task: str) -> Section:
     panels = curves(chosen, [task], f"task-{task}", False)
-    said = chosen.said_of({algo: chosen.curve_warnings(algo, task) for algo in chosen.algos})
-    for panel in panels:
-        panel.warnings = said + panel.warnings
     reference = chosen.results.references.get(task)
     measured = (
         f"Normalised by random actions at {words.number(reference.random)} and a reference of {words.number(reference.reference)} "
@@ -47,20 +44,14 @@ def _section(chosen: Selection, task: str) -> Section:
         else "No reference scores: returns are not normalised."
     )
     note = f"Curves are returns during training (sampled actions), the mean over seeds with a pointwise 95 % band. {measured}"
-    return Section(
-        f"task-{task}",
-        task,
-        note,
-        panels,
-        [table(chosen, [task], f"task-{task}", f"Returns on {task}, mean ± standard deviation over seeds")],
-    )
+    measures = table(chosen, [task], f"task-{task}", f"Returns on {task}, mean ± standard deviation over seeds")
+    return Section(f"task-{task}", task, note, panels, [measures], warnings=said_of_curves(chosen, [task]))
 
 
 def _row(chosen: Selection, algo: str, task: str) -> list[Cell]:
-    runs, warnings = chosen.results.of(algo, task), chosen.warnings(algo, task)
+    runs, warnings = chosen.results.of(algo, task), chosen.warnings(algo, [task])
     ended = chosen.finished(algo, task)
-    seeds = Cell(str(len(ended)), {"": len(ended)}, warnings if not ended else [])
-    cells = [text(algo), seeds]
+    cells = [text(algo), Cell(str(len(ended)), {"": len(ended)})]
     for checkpoint, mode in MEASURES:
         scores = [score for run in ended if (score := run.score(checkpoint, mode)) is not None]
         ours = f"{checkpoint}-{mode}" == chosen.options.score
@@ -71,14 +62,14 @@ def _row(chosen: Selection, algo: str, task: str) -> list[Cell]:
     frames = max((run.frames for run in runs), default=0)
     cells.append(Cell(words.count(frames), {"": frames}))
     for values, form in (([run.seconds / 60 for run in ended], ".1f"), ([run.fps for run in ended], ",.0f")):
-        cells.append(Cell(format(statistics.mean(values), form), {"": statistics.mean(values)}) if values else text("—"))
+        mean = statistics.mean(values) if values else None
+        cells.append(Cell("—" if mean is None else format(mean, form), {"": mean}))
     return cells
 
 
 def _spread(scores: list[float], warnings: list[str], bold: bool = False) -> Cell:
-    """'-151.1 ± 3.7'; the deviation is the sample's (n - 1), and a single run has none."""
-    if not scores:
-        return text("—")
-    mean, deviation = statistics.mean(scores), statistics.stdev(scores) if len(scores) > 1 else None
-    shown = words.number(mean) + (f" ± {words.number(deviation)}" if deviation is not None else "")
+    """The deviation is the sample's (n - 1), and a single run has none."""
+    mean = statistics.mean(scores) if scores else None
+    deviation = statistics.stdev(scores) if len(scores) > 1 else None
+    shown = "—" if mean is None else words.spread(mean, deviation)
     return Cell(shown, {"mean": mean, "std": deviation, "n": len(scores)}, warnings, bold)

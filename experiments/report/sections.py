@@ -19,6 +19,8 @@ class Section:
     panels: Sequence[Panel] = ()
     tables: list[Table] = dataclasses.field(default_factory=list)
     group: str = ""
+    warnings: Sequence[str] = ()
+    """Of all its panels; what concerns one of them stands there."""
     commands: Sequence[str] = ()
     """That make all this again."""
     folded: bool = False

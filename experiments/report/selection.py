@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from experiments import stats
 from experiments.report.differences import differing
 from experiments.report.options import Options
 from experiments.report.panels import Look
-from experiments.report.words import count, few, join, plural
+from experiments.report.words import ENOUGH, count, join, plural
 from experiments.results import Reference, Results, RunResult
 
 
@@ -90,44 +90,42 @@ class Selection:
 
     # ---- what must be said -------------------------------------------------------------------------------------------
 
-    def warnings(self, algo: str, task: str) -> list[str]:
-        """Beside the scores of an algorithm on a task."""
-        runs, scores = self.results.of(algo, task), self.scores(algo, task)
-        return [
-            *(few(len(scores)) if scores else []),
-            *_unfinished(runs, [run for run in runs if run.done and self.score(run) is None]),
-            *self._unequal_seeds(algo, {other: len(self.scores(other, task)) for other in self.algos}),
-            *self._budgets(algo, [task]),
-            *_configs(runs),
-        ]
-
-    def warnings_over(self, algo: str, tasks: Sequence[str]) -> list[str]:
-        """Beside a figure of an algorithm over several tasks."""
+    def warnings(self, algo: str, tasks: Sequence[str]) -> list[str]:
+        """Beside a figure made from an algorithm's scores on these tasks."""
         runs = [run for task in tasks for run in self.results.of(algo, task)]
-        counts = [len(self.scores(algo, task)) for task in tasks]
-        uneven = f"{min(counts)} to {max(counts)} seeds by task: the first {min(counts)} of each count" if min(counts) < max(counts) else ""
         return [
-            *few(min(counts)),
-            *_unfinished(runs, [run for run in runs if run.done and self.score(run) is None]),
-            *([uneven] if uneven else []),
-            *self._unequal_seeds(algo, {other: min(len(self.scores(other, task)) for task in tasks) for other in self.algos}),
+            *self._seeds(algo, tasks, lambda other, task: len(self.scores(other, task))),
+            *_unfinished(runs),
+            *_unscored(runs, [run for run in runs if run.done and self.score(run) is None]),
             *self._budgets(algo, tasks),
-            *list(dict.fromkeys(w for task in tasks for w in _configs(self.results.of(algo, task)))),
+            *dict.fromkeys(warning for task in tasks for warning in _configs(self.results.of(algo, task))),
         ]
 
-    def said_of(self, warnings: dict[str, list[str]]) -> list[str]:
-        """{algorithm: warnings} as sentences for a chart."""
-        return [f"{algo}: {warning}" for algo, found in warnings.items() for warning in found]
+    def curve_warnings(self, algo: str, tasks: Sequence[str]) -> list[str]:
+        """Beside an algorithm's learning curve over these tasks."""
+        runs = [run for task in tasks for run in self.results.of(algo, task)]
+        where = (lambda run: f"{run.task}, seed {run.seed}") if len(tasks) > 1 else (lambda run: f"seed {run.seed}")
+        return [
+            *self._seeds(algo, tasks, lambda other, task: len(self.finished(other, task))),
+            *_unfinished(runs),
+            *self._budgets(algo, tasks),
+            *(f"{where(run)}: {note}" for run in runs if run.done for note in run.notes),
+        ]
 
-    def curve_warnings(self, algo: str, task: str) -> list[str]:
-        """Beside a learning curve: what is missing of the runs' records."""
-        runs = self.finished(algo, task)
-        lost = [f"seed {run.seed}: {note}" for run in runs for note in run.notes]
-        return [*few(len(runs)), *_unfinished(self.results.of(algo, task), []), *self._budgets(algo, [task]), *lost]
+    def by_algo(self, warnings: Callable[[str], list[str]]) -> list[str]:
+        """One sentence for each algorithm that has warnings."""
+        return [f"{algo}: {'; '.join(found)}" for algo in self.algos if (found := warnings(algo))]
 
-    def _unequal_seeds(self, algo: str, counts: dict[str, int]) -> list[str]:
-        more = [f"{other} {n}" for other, n in counts.items() if n > counts[algo] > 0]
-        return [f"{plural(counts[algo], 'seed')}, but {join(more)}"] if more else []
+    def _seeds(self, algo: str, tasks: Sequence[str], count_of: Callable[[str, str], int]) -> list[str]:
+        """Too few seeds, not as many on each task, fewer than others have."""
+        counts = {other: [count_of(other, task) for task in tasks] for other in self.algos}
+        seeds = min(counts[algo])
+        if not seeds:
+            return []
+        uneven = [f"{seeds} to {max(counts[algo])} seeds by task, {seeds} of each used"] if max(counts[algo]) > seeds else []
+        more = [f"{other} {min(n)}" for other, n in counts.items() if min(n) > seeds]
+        fewer = f"{plural(seeds, 'seed')} only" if seeds < ENOUGH else plural(seeds, "seed") if more else ""
+        return [*uneven, *([", ".join([fewer, *([f"but {join(more)}"] if more else [])])] if fewer else [])]
 
     def _budgets(self, algo: str, tasks: Sequence[str]) -> list[str]:
         """Where others had another budget."""
@@ -152,10 +150,13 @@ def at_times(run: RunResult, times: np.ndarray) -> np.ndarray:
     return found
 
 
-def _unfinished(runs: list[RunResult], without: list[RunResult]) -> list[str]:
+def _unfinished(runs: list[RunResult]) -> list[str]:
     left = [run for run in runs if not run.done]
-    found = [f"{len(left)} of {plural(len(runs), 'run')} unfinished: not counted"] if left else []
-    return found + ([f"{len(without)} of {plural(len(runs), 'run')} without this score: not counted"] if without else [])
+    return [f"{len(left)} of {plural(len(runs), 'run')} unfinished"] if left else []
+
+
+def _unscored(runs: list[RunResult], without: list[RunResult]) -> list[str]:
+    return [f"{len(without)} of {plural(len(runs), 'run')} without this score"] if without else []
 
 
 def _configs(runs: list[RunResult]) -> list[str]:

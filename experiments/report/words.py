@@ -10,10 +10,15 @@ ENOUGH = 5
 """Seeds below which every figure says how few there were."""
 
 
-def number(value: float) -> str:
-    """About four digits: 4,836; 490.1; -0.52."""
-    size = abs(value)
+def number(value: float, like: float | None = None) -> str:
+    """About four digits: 4,836; 490.1; -0.52. `like`: with as many decimals as that figure."""
+    size = abs(value if like is None else like)
     return f"{value:,.0f}" if size >= 1000 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
+
+
+def spread(mean: float, deviation: float | None) -> str:
+    """'4,836 ± 1,171'; without a deviation, the mean alone."""
+    return number(mean) + ("" if deviation is None else f" ± {number(deviation, like=mean)}")
 
 
 def count(value: float) -> str:
@@ -46,36 +51,33 @@ def join(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def few(seeds: int) -> list[str]:
-    """The warning that so few seeds deserve, if any."""
-    if seeds == 1:
-        return ["1 seed only: no interval"]
-    return [f"{seeds} seeds only: the interval is too narrow to trust"] if seeds < ENOUGH else []
-
-
-def headline(pairs: dict[tuple[str, str], Estimate], algos: Sequence[str], seeds: Iterable[int], tasks: int) -> str:
+def headline(pairs: dict[tuple[str, str], Estimate], seeds: dict[str, int], tasks: int) -> str:
     """What the probabilities of improvement say about the algorithm that is most often ahead.
 
-    pairs: {(X, Y): that a run of X scores above one of Y}, one for each two of `algos`; seeds: of each algorithm.
+    pairs: {(X, Y): that a run of X scores above one of Y}, one for each two algorithms; seeds: by algorithm.
     """
-    seeds = list(seeds)
 
     def over(one: str, other: str) -> Estimate:
         return pairs[one, other] if (one, other) in pairs else pairs[other, one].turned()
 
-    others = {one: [other for other in algos if other != one] for one in algos}
-    ahead = max(algos, key=lambda one: sum(over(one, other).value for other in others[one]))
-    found = {other: over(ahead, other) for other in others[ahead]}
-    beaten = [f"{other} with probability {estimate(e)}" for other, e in found.items() if e.low is not None and e.low > 0.5]
-    open_ = [f"{other} ({estimate(e)})" for other, e in found.items() if e.low is not None and e.low <= 0.5]
-    unknown = [f"{other} ({estimate(e)})" for other, e in found.items() if e.low is None]
+    others = {one: [other for other in seeds if other != one] for one in seeds}
+    ahead = max(seeds, key=lambda one: sum(over(one, other).value for other in others[one]))
+    beaten, level, unsure = [], [], []
+    for other in others[ahead]:
+        found = over(ahead, other)
+        if found.low is None:
+            unsure.append(f"{other} (with probability {estimate(found)})")
+        elif found.low > 0.5:
+            beaten.append(f"{other} with probability {estimate(found)}")
+        else:
+            level.append(f"{other} (ahead with probability {estimate(found)})")
     said = []
     if beaten:
-        said.append(f"{ahead} beats {join(beaten)}")
-    if open_:
-        said.append(f"{'it' if said else ahead} cannot be told apart from {join(open_)}")
-    if unknown:
-        said.append(f"{'it' if said else ahead} scores above {join(unknown)}, but a single seed gives no interval and no finding")
-    return f"{'; '.join(said)}; {span(seeds, 'seed')}, {plural(tasks, 'task')}." + (
-        f" Fewer than {ENOUGH} seeds: do not rest a claim on this." if min(seeds) < ENOUGH else ""
-    )
+        said.append(f"beats {join(beaten)}")
+    if level:
+        said.append(f"cannot be told apart from {join(level)}")
+    if unsure:
+        said.append(f"scores above {join(unsure)}, but one seed gives no interval and no finding")
+    low = [algo for algo, n in seeds.items() if n < ENOUGH]
+    warned = f" {'Only ' + span((seeds[a] for a in low), 'seed')} of {join(low)}: too few to rest a claim on." if low else ""
+    return f"{ahead} {'; it '.join(said)}; {span(seeds.values(), 'seed')}, {plural(tasks, 'task')}.{warned}"
