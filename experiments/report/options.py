@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,15 @@ class Options:
     frames: int | None = None
     reps: int = 2000
     seed: int = 0
+
+    def words(self) -> str:
+        """The command line again, without what is left at its default and where the report goes."""
+        found = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default and field.name != "out":
+                found.append(f"{field.name}=" + (f"[{','.join(value)}]" if isinstance(value, list) else str(value)))
+        return shlex.join(found)
 
     @property
     def checkpoint(self) -> str:

@@ -56,8 +56,7 @@ def _versions(chosen: Selection) -> Section:
     options = chosen.options
     commands = (
         f"python -m experiments.suite suite={options.suite} algos=[{','.join(chosen.algos)}] seeds={_seeds(chosen)}",
-        f"python -m experiments.report suite={options.suite} algos=[{','.join(chosen.algos)}] score={options.score} "
-        f"reps={options.reps} seed={options.seed}",
+        f"python -m experiments.report {options.words()}",
     )
     table = Table("versions", "Code, packages and machines", ["algorithm", "commit", "packages", "hardware", "dates"], rows)
     return Section("versions", "Code, packages and machines", "", tables=[table], commands=commands)
@@ -68,7 +67,7 @@ def _references(chosen: Selection) -> Section:
     rows = [
         [text(task), Cell(words.number(r.random), {"": r.random}), Cell(words.number(r.reference), {"": r.reference}), text(r.source)]
         if r
-        else [text(task), text("—"), text("—"), text("none: scores are not normalised")]
+        else [text(task), Cell("—", {"": None}), Cell("—", {"": None}), text("none: scores are not normalised")]
         for task, r in known.items()
     ]
     note = "Normalised score = (return - random) / (reference - random)."

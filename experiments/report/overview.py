@@ -110,6 +110,7 @@ def _improvement(chosen: Selection) -> Section:
         rows=rows,
         span=(0, 1),
     )
+    said = said_of_scores(chosen, chosen.shared)
     table = Table(
         "improvement",
         "Probability of improvement with 95 % intervals",
@@ -121,7 +122,7 @@ def _improvement(chosen: Selection) -> Section:
                 Cell(
                     words.estimate(found),
                     estimate_values(found),
-                    [f"{a}: {warning}" for a in (x, y) for warning in chosen.warnings(a, chosen.shared)],
+                    [warning for warning in said if warning.startswith((f"{x}: ", f"{y}: "))],
                 ),
                 *(Cell(str(n), {"": n}) for n in (*(len(chosen.matrix(a, chosen.shared, False)) for a in (x, y)), len(chosen.shared))),
             ]
@@ -129,7 +130,7 @@ def _improvement(chosen: Selection) -> Section:
         ],
     )
     note = f"{panel.note} It needs no reference scores. {INTERVAL}"
-    return Section("improvement", "Probability of improvement", note, [panel], [table], warnings=said_of_scores(chosen, chosen.shared))
+    return Section("improvement", "Probability of improvement", note, [panel], [table], warnings=said)
 
 
 def said_of_scores(chosen: Selection, tasks: list[str]) -> list[str]:

@@ -18,10 +18,6 @@ class Cell:
     warnings: list[str] = dataclasses.field(default_factory=list)
     bold: bool = False
 
-    @property
-    def number(self) -> bool:
-        return bool(self.values)
-
 
 @dataclasses.dataclass
 class Table:
@@ -31,6 +27,9 @@ class Table:
     rows: list[list[Cell]]
     extra: list[dict[str, Any]] | None = None
     """Further columns of the CSV, by row."""
+
+    def numeric(self, column: int) -> bool:
+        return any(row[column].values for row in self.rows)
 
 
 def text(value: Any) -> Cell:
@@ -58,7 +57,7 @@ def to_csv(table: Table) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    rule = ["---:" if any(row[column].number for row in table.rows) else "---" for column in range(len(table.head))]
+    rule = ["---:" if table.numeric(column) else "---" for column in range(len(table.head))]
     lines = [table.head, rule]
     lines += [[_marked(cell) for cell in row] for row in table.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
@@ -74,7 +73,7 @@ def to_latex(table: Table) -> str:
             marks = [notes.setdefault(warning, _letter(len(notes))) for warning in cell.warnings]
             cells.append(_escape(cell.text) + (f"$^{{{','.join(marks)}}}$" if marks else ""))
         body.append(" & ".join(cells) + r" \\")
-    columns = "".join("r" if any(row[column].number for row in table.rows) else "l" for column in range(len(table.head)))
+    columns = "".join("r" if table.numeric(column) else "l" for column in range(len(table.head)))
     lines = [
         r"\begin{table}",
         r"\centering",
