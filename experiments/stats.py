@@ -1,4 +1,4 @@
-"""How sure we are: rliable's estimates with 95 % stratified bootstrap intervals (Agarwal et al. 2021, arXiv:2108.13264).
+"""How sure we are: rliable's estimates with 95% stratified bootstrap intervals (Agarwal et al. 2021, arXiv:2108.13264).
 
 Scores stand in matrices (runs, tasks); the bootstrap draws runs within each task. Every function draws anew from `seed`, so that a
 report is the same each time. A single run has no interval: drawn from itself again and again it would look certain.
@@ -24,7 +24,7 @@ AGGREGATES: dict[str, Callable[[np.ndarray], Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % interval, None where `runs` is 1."""
+    """A figure and its 95% interval, None where `runs` is 1."""
 
     value: float
     low: float | None
@@ -40,7 +40,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """A curve and its pointwise 95 % band: each (G,); the band is None where `runs` is 1."""
+    """A curve and its pointwise 95% band: each (G,); the band is None where `runs` is 1."""
 
     x: np.ndarray
     value: np.ndarray

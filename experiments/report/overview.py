@@ -20,7 +20,7 @@ MEANINGS = {
     "mean": "mean over all runs; higher is better",
     "optimality gap": "how far runs are below the reference on average; lower is better",
 }
-INTERVAL = "Intervals are 95 % stratified bootstrap intervals."
+INTERVAL = "Intervals are 95% stratified bootstrap intervals."
 
 
 def about(chosen: Selection) -> str:
@@ -113,7 +113,7 @@ def _improvement(chosen: Selection) -> Section:
     said = said_of_scores(chosen, chosen.shared)
     table = Table(
         "improvement",
-        "Probability of improvement with 95 % intervals",
+        "Probability of improvement with 95% intervals",
         ["X", "Y", "P(X > Y)", "seeds of X", "seeds of Y", "tasks"],
         [
             [
@@ -155,7 +155,7 @@ def _aggregates(chosen: Selection) -> Section:
         cells = [Cell(words.estimate(e), estimate_values(e), said if name == "IQM" else []) for name, e in found[algo].items()]
         runs = len(chosen.matrix(algo, chosen.normalised, True))
         rows.append([text(algo), *cells, Cell(str(runs), {"": runs}), Cell(str(len(chosen.normalised)), {"": len(chosen.normalised)})])
-    table = Table("aggregates", "Aggregate scores with 95 % intervals", ["algorithm", *MEANINGS, "seeds", "tasks"], rows)
+    table = Table("aggregates", "Aggregate scores with 95% intervals", ["algorithm", *MEANINGS, "seeds", "tasks"], rows)
     explained = "; ".join(f"{name}: {meaning.partition(';')[0]}" for name, meaning in MEANINGS.items())
     text_ = f"Normalised scores: 0 is random actions, 1 the task's reference. {explained}. {INTERVAL}"
     return Section("aggregates", "Aggregate scores", text_, panels, [table], warnings=said_of_scores(chosen, chosen.normalised))
@@ -175,7 +175,7 @@ def _profiles(chosen: Selection) -> Section:
             (algo, stats.profile(scores[algo], taus, chosen.options.reps, chosen.options.seed), chosen.looks[algo]) for algo in chosen.algos
         ],
     )
-    note = f"{panel.note} Bands are pointwise 95 % intervals."
+    note = f"{panel.note} Bands are pointwise 95% intervals."
     return Section("profiles", "Performance profiles", note, [panel], warnings=said_of_scores(chosen, chosen.normalised))
 
 
@@ -188,7 +188,7 @@ def _efficiency(chosen: Selection) -> Section:
         "IQM over runs and tasks of the normalised return during training (sampled actions), "
         f"over {'the share of the budget' if share else 'frames'} and over the training time of a run. "
         "A curve begins where every run has finished an episode; a run that is over keeps its last value. "
-        "Bands are pointwise 95 % intervals."
+        "Bands are pointwise 95% intervals."
     )
     return Section("efficiency", "Sample efficiency and wall-clock", note, found, warnings=said_of_curves(chosen, tasks))
 
@@ -210,7 +210,7 @@ def curves(chosen: Selection, tasks: list[str], name: str, normalised: bool, sha
         Lines(
             f"{name}-frames",
             "Return over frames",
-            f"{note}, the band its 95 % interval.",
+            f"{note}, the band its 95% interval.",
             "share of the budget, %" if share else "frames",
             ylabel=ylabel,
             series=[(algo, band, look) for algo, band, look in over_frames if band],
@@ -219,7 +219,7 @@ def curves(chosen: Selection, tasks: list[str], name: str, normalised: bool, sha
         Lines(
             f"{name}-time",
             "Return over wall-clock",
-            f"{note}, the band its 95 % interval.",
+            f"{note}, the band its 95% interval.",
             f"{unit_name} of training",
             [f"run on {len(machines)} kinds of machine: times do not compare"] if len(machines) > 1 else [],
             ylabel=ylabel,

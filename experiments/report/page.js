@@ -46,6 +46,5 @@
     document.documentElement.dataset.drawn = divs.length;
   }
 
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((details) => { details.open = true; }));
   draw();
 }

@@ -43,7 +43,7 @@ def _section(chosen: Selection, task: str) -> Section:
         if reference
         else "No reference scores: returns are not normalised."
     )
-    note = f"Curves are returns during training (sampled actions), the mean over seeds with a pointwise 95 % band. {measured}"
+    note = f"Curves are returns during training (sampled actions), the mean over seeds with a pointwise 95% band. {measured}"
     measures = table(chosen, [task], f"task-{task}", f"Returns on {task}, mean ± standard deviation over seeds")
     return Section(f"task-{task}", task, note, panels, [measures], warnings=said_of_curves(chosen, [task]))
 
@@ -58,7 +58,7 @@ def _row(chosen: Selection, algo: str, task: str) -> list[Cell]:
         cells.append(_spread(scores, warnings if ours else [], bold=ours))
     reference = chosen.results.references.get(task)
     scores = [reference.normalise(score) for score in chosen.scores(algo, task)] if reference else []
-    cells.append(_spread(scores, warnings))
+    cells.append(_spread(scores, warnings if scores else []))
     frames = max((run.frames for run in runs), default=0)
     cells.append(Cell(words.count(frames), {"": frames}))
     for values, form in (([run.seconds / 60 for run in ended], ".1f"), ([run.fps for run in ended], ",.0f")):
