@@ -8,7 +8,6 @@ from pathlib import Path
 
 from core.cli import main_guard
 from core.errors import UserError
-from core.run_dir import write_text
 from experiments.report.options import HELP, parse
 
 
@@ -32,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> Path:
             figures.draw(section.panels, section.warnings, out / "figures" / section.name)
     all_tasks = per_task.table(Selection(found, options), found.tasks, "tasks", "Returns by task, mean ± standard deviation over seeds")
     for table in (all_tasks, *(table for section in said.sections for table in section.tables)):
-        write_text(out / "tables" / f"{table.name}.csv", tables.to_csv(table))
-        write_text(out / "tables" / f"{table.name}.tex", tables.to_latex(table))
-    write_text(out / "report.md", document.markdown(said))
-    write_text(out / "index.html", page.html(said))
+        (out / "tables" / f"{table.name}.csv").write_text(tables.to_csv(table), encoding="utf-8")
+        (out / "tables" / f"{table.name}.tex").write_text(tables.to_latex(table), encoding="utf-8")
+    (out / "report.md").write_text(document.markdown(said), encoding="utf-8")
+    (out / "index.html").write_text(page.html(said), encoding="utf-8")
     return out / "index.html"
 
 
