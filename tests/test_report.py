@@ -144,11 +144,11 @@ def test_tables_hold_mean_deviation_and_seeds(tmp_path):
     found = results.load(str(suite), tmp_path)
     table = per_task.table(Selection(found, chosen), found.tasks, "tasks", "all")
     row = lines(table)[0]
-    assert (row["task"], row["algorithm"], row["seeds"], row["minutes"]) == ("A", "PPO", "5", "2.0")
+    assert (row["task"], row["algorithm"], row["seeds"], row["training time seconds"]) == ("A", "PPO", "5", "120.0")
     assert float(row["final, deterministic mean"]) == 30.0
     assert float(row["final, deterministic std"]) == pytest.approx(250**0.5)  # n - 1: 1000 / 4
     assert (float(row["best, sampled mean"]), float(row["normalised mean"])) == (30.0, 0.3)
-    assert "| A | PPO | 5 | 30.0 ± 15.8 | 29.0 ± 15.8 | 31.0 ± 15.8 | 30.0 ± 15.8 | 0.30 ± 0.16 | 1k | 2.0 | 8 |" in tables.to_markdown(
+    assert "| A | PPO | 5 | 30.0 ± 15.8 | 29.0 ± 15.8 | 31.0 ± 15.8 | 30.0 ± 15.8 | 0.30 ± 0.16 | 1k | 120.0 s | 8 |" in tables.to_markdown(
         table
     )
 
@@ -243,6 +243,39 @@ def test_seeds_of_different_configs_or_code_are_told(tmp_path):
     assert (commits.text, commits.warnings) == ("012345678; fedcba987", ["2 states of the code"])
 
 
+def test_the_commands_that_make_it_again_are_told(tmp_path):
+    suite = make(tmp_path, {"PPO": range(3), "RPO": range(3)}, tasks=("A",))
+    assert section(build(suite, tmp_path, seed=7), "versions").commands == (
+        f"python -m experiments.suite suite={suite} algos=[PPO,RPO] runs_dir={tmp_path} seeds=3",
+        f"python -m experiments.report suite={suite} algos=[PPO,RPO] runs_dir={tmp_path} reps=200 seed=7",
+    )
+    run(tmp_path, "PPO", "A", 11, 5.0)
+    assert section(build(suite, tmp_path), "versions").commands[0].endswith("seeds=[0,1,2,11]")
+
+
+def test_uncommitted_code_is_told_beside_the_commit(tmp_path):
+    suite = make(tmp_path, {"PPO": range(5)}, tasks=("A",))
+    (file,) = tmp_path.glob("mine/A/PPO/seed2-*/run.json")
+    about = json.loads(file.read_text())
+    about["sessions"][0]["git"]["differs"] = True
+    file.write_text(json.dumps(about))
+    commits = section(build(suite, tmp_path), "versions").tables[0].rows[0][1]
+    assert commits.warnings == ["2 states of the code", "not all of the code is in a commit"]
+
+
+def test_runs_without_a_finished_episode_and_scores_that_are_no_number(tmp_path):
+    suite = make(tmp_path, {"PPO": range(5)}, tasks=("A",), lines=[{"epoch": 1, "frames": 1000, "seconds": 1.0}])
+    (file,) = tmp_path.glob("mine/A/PPO/seed2-*/eval.json")
+    played = json.loads(file.read_text())
+    played["checkpoints"]["final"]["deterministic"]["return"]["mean"] = None  # how NaN is written
+    file.write_text(json.dumps(played))
+    found = section(build(suite, tmp_path), "task-A")
+    for panel in found.panels:
+        assert (panel.series, panel.warnings) == ([], ["PPO: no curve, as not every run has finished an episode"])
+    assert found.tables[0].rows[0][2].warnings == ["4 seeds only", "1 of 5 runs without this score"]
+    assert main([f"suite={suite}", f"runs_dir={tmp_path}", "reps=100"]) == tmp_path / "mine" / "report" / "index.html"
+
+
 def test_times_of_different_machines_are_told_beside_the_time_axis(tmp_path):
     suite = make(tmp_path, {"PPO": range(10, 15)}, tasks=("A",))
     (file,) = tmp_path.glob("mine/A/PPO/seed2-*/run.json")
@@ -328,6 +361,7 @@ def test_numbers(value, said):
 def test_a_deviation_has_the_decimals_of_its_mean():
     assert words.spread(4836.0, 117.13) == "4,836 ± 117"
     assert words.spread(0.5, None) == "0.50"
+    assert [words.duration(s) for s in (3.21, 600, 36_000)] == ["3.2 s", "10.0 min", "10.0 h"]
     assert [words.count(n) for n in (999, 20_000, 1e6, 1_500_000, 2e9)] == ["999", "20k", "1M", "1.5M", "2G"]
 
 
@@ -368,7 +402,8 @@ def test_options_are_read_and_written_again():
         "final",
         "deterministic",
     )
-    assert found.words() == "suite=mujoco 'algos=[PPO,RPO]' frames=1000000 reps=5000"
+    assert found.words() == "suite=mujoco algos=[PPO,RPO] frames=1000000 reps=5000"
+    assert found.words("suite", "runs_dir") == "suite=mujoco"
 
 
 def test_no_finished_run_is_a_clear_error(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,14 +39,14 @@ class Options:
     reps: int = 2000
     seed: int = 0
 
-    def words(self) -> str:
-        """The command line again, without what is left at its default and where the report goes."""
+    def words(self, *keys: str) -> str:
+        """The command line again, or these keys of it, without what is left at its default and where the report goes."""
         found = []
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value != field.default and field.name != "out":
+            if value != field.default and field.name != "out" and (not keys or field.name in keys):
                 found.append(f"{field.name}=" + (f"[{','.join(value)}]" if isinstance(value, list) else str(value)))
-        return shlex.join(found)
+        return " ".join(found)
 
     @property
     def checkpoint(self) -> str:

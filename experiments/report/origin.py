@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from typing import Any
 
@@ -47,15 +48,15 @@ def _versions(chosen: Selection) -> Section:
         rows.append(
             [
                 text(algo),
-                Cell("; ".join(commits), {}, [f"{len(commits)} states of the code"] if len(commits) > 1 else []),
+                Cell("; ".join(commits), {}, _code_warnings(commits)),
                 Cell("; ".join(packages), {}, [f"{len(packages)} sets of packages"] if len(packages) > 1 else []),
                 Cell("; ".join(machines), {}, [f"{len(machines)} kinds of machine"] if len(machines) > 1 else []),
                 text(dates),
             ]
         )
-    options = chosen.options
+    options = dataclasses.replace(chosen.options, algos=chosen.algos)
     commands = (
-        f"python -m experiments.suite suite={options.suite} algos=[{','.join(chosen.algos)}] seeds={_seeds(chosen)}",
+        f"python -m experiments.suite {options.words('suite', 'algos', 'runs_dir', 'frames')} seeds={_seeds(chosen)}",
         f"python -m experiments.report {options.words()}",
     )
     table = Table("versions", "Code, packages and machines", ["algorithm", "commit", "packages", "hardware", "dates"], rows)
@@ -116,6 +117,11 @@ def _commits(run: dict[str, Any]) -> list[str]:
         )
         found.append(said or "unknown")
     return _distinct(found)
+
+
+def _code_warnings(commits: list[str]) -> list[str]:
+    found = [f"{len(commits)} states of the code"] if len(commits) > 1 else []
+    return found + (["not all of the code is in a commit"] if any("uncommitted" in commit for commit in commits) else [])
 
 
 def _packages(run: dict[str, Any]) -> str:

@@ -205,6 +205,8 @@ def curves(chosen: Selection, tasks: list[str], name: str, normalised: bool, sha
     over_frames = [(a, chosen.over_frames(a, tasks, normalised, share), chosen.looks[a]) for a in chosen.algos]
     over_seconds = [(a, chosen.over_seconds(a, tasks, normalised, unit), chosen.looks[a]) for a in chosen.algos]
     machines = {(h.get("cpu"), h.get("cores"), tuple(h.get("gpus", []))) for h in _hardware(chosen, tasks)}
+    without = [algo for algo, band, _ in over_frames if band is None and all(chosen.finished(algo, task) for task in tasks)]
+    said = [f"{algo}: no curve, as not every run has finished an episode" for algo in without]
     note = "The line is the mean over seeds" if not normalised else "The line is the IQM over runs and tasks"
     return [
         Lines(
@@ -212,6 +214,7 @@ def curves(chosen: Selection, tasks: list[str], name: str, normalised: bool, sha
             "Return over frames",
             f"{note}, the band its 95% interval.",
             "share of the budget, %" if share else "frames",
+            said,
             ylabel=ylabel,
             series=[(algo, band, look) for algo, band, look in over_frames if band],
             frames=not share,
@@ -221,7 +224,7 @@ def curves(chosen: Selection, tasks: list[str], name: str, normalised: bool, sha
             "Return over wall-clock",
             f"{note}, the band its 95% interval.",
             f"{unit_name} of training",
-            [f"run on {len(machines)} kinds of machine: times do not compare"] if len(machines) > 1 else [],
+            [*said, *([f"run on {len(machines)} kinds of machine: times do not compare"] if len(machines) > 1 else [])],
             ylabel=ylabel,
             series=[(algo, band, look) for algo, band, look in over_seconds if band],
         ),

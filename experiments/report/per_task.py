@@ -27,7 +27,7 @@ def table(chosen: Selection, tasks: list[str], name: str, title: str) -> Table:
         *(f"{c}, {m}" for c, m in MEASURES),
         "normalised",
         "frames",
-        "minutes",
+        "training time",
         "frames/s",
     ]
     rows = [[text(task)] * (len(tasks) > 1) + _row(chosen, algo, task) for task in tasks for algo in chosen.algos]
@@ -61,9 +61,9 @@ def _row(chosen: Selection, algo: str, task: str) -> list[Cell]:
     cells.append(_spread(scores, warnings if scores else []))
     frames = max((run.frames for run in runs), default=0)
     cells.append(Cell(words.count(frames), {"": frames}))
-    for values, form in (([run.seconds / 60 for run in ended], ".1f"), ([run.fps for run in ended], ",.0f")):
-        mean = statistics.mean(values) if values else None
-        cells.append(Cell("—" if mean is None else format(mean, form), {"": mean}))
+    seconds, fps = (statistics.mean(values) if values else None for values in ([run.seconds for run in ended], [run.fps for run in ended]))
+    cells.append(Cell("—" if seconds is None else words.duration(seconds), {"seconds": seconds}))
+    cells.append(Cell("—" if fps is None else f"{fps:,.0f}", {"": fps}))
     return cells
 
 

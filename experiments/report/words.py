@@ -29,6 +29,11 @@ def count(value: float) -> str:
     return f"{value:.4g}"
 
 
+def duration(seconds: float) -> str:
+    """'3.2 s', '18.9 min', '2.1 h'."""
+    return f"{seconds:.1f} s" if seconds < 180 else f"{seconds / 60:.1f} min" if seconds < 3 * 3600 else f"{seconds / 3600:.1f} h"
+
+
 def estimate(found: Estimate) -> str:
     """'0.93 [0.85, 0.98]'."""
     if found.low is None or found.high is None:
