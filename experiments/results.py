@@ -192,10 +192,8 @@ def _chosen(what: str, key: str, asked: list[str] | None, there: Iterable[str], 
     for name in asked:
         if name not in valid:
             guess = nearest(name, valid)
-            hint = f" Did you mean '{guess}'?" if guess else ""
-            raise UserError(
-                f"no runs of {what} '{name}' ({key}=) in '{folder}'.{hint} There are: {', '.join(valid)}. This makes them: {make}"
-            )
+            hint = f"Did you mean '{guess}'?" if guess else f"This makes them: {make}"
+            raise UserError(f"no runs of {what} '{name}' ({key}=) in '{folder}'. There are: {', '.join(valid)}. {hint}")
     return list(dict.fromkeys(asked))
 
 

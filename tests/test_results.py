@@ -116,8 +116,10 @@ def test_what_is_not_there_is_named_with_what_is(tmp_path):
     ):
         results.load(suite, tmp_path, ["PPO", "RPO"])
     run(tmp_path, "PPO", "CartPole", 0, 80.0)
-    with pytest.raises(UserError, match=r"no runs of algorithm 'PP0' \(algos=\) in .* Did you mean 'PPO'\? There are: PPO"):
+    with pytest.raises(UserError, match=r"no runs of algorithm 'PP0' \(algos=\) in .* There are: PPO\. Did you mean 'PPO'\?"):
         results.load(suite, tmp_path, ["PPO", "PP0"])
+    with pytest.raises(UserError, match=r"no runs of algorithm 'XYZ' .* This makes them: python -m experiments.suite .*algos=\[XYZ\]"):
+        results.load(suite, tmp_path, ["XYZ"])
     with pytest.raises(UserError, match=r"no runs of task 'CartPol' .* Did you mean 'CartPole'"):
         results.load(suite, tmp_path, tasks=["CartPol"])
     with pytest.raises(UserError, match="no runs with frames=7 in"):
