@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from core import ray_local
 from core.errors import UserError
-from experiments import ray_local, worker
+from experiments import worker
 from experiments.cells import Cell
 
 TICK_SECONDS = 1.0
@@ -46,9 +47,19 @@ def run(
     then it goes on to the caller; a second one leaves at once. Raises UserError where `address` does not answer or no machine is large
     enough for a run.
     """
-    ray = ray_local.start(address, num_cpus)
+    given = {"address": address, "num_cpus": num_cpus}
+    ray = ray_local.start({key: value for key, value in given.items() if value is not None})
+    try:
+        return _run(ray, cells, resources, retries, on_tick, on_stop)
+    finally:
+        ray_local.stop()
+
+
+def _run(
+    ray: Any, cells: Sequence[Cell], resources: Resources, retries: int, on_tick: Callable[[int], None], on_stop: Callable[[str], None]
+) -> dict[str, str]:
     parallel = _parallel(ray, resources)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray's own handler, which exits at once
     task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=retries)(_portable())
     waiting = {task.options(name=cell.name).remote(_job(cell, resources, retries)): cell for cell in cells}
     ended: dict[str, str] = {}
@@ -70,8 +81,6 @@ def run(
             for ref in ready:
                 del waiting[ref]
         raise
-    finally:
-        ray.shutdown()
     return ended
 
 
@@ -113,7 +122,6 @@ def _parallel(ray: Any, resources: Resources) -> int:
     asked = {"CPU": resources.cpus, "GPU": resources.gpus}
     fits = [min([int(node.get(name, 0) / need + 1e-9) for name, need in asked.items() if need] or [len(nodes)]) for node in nodes]
     if not any(fits):
-        ray.shutdown()
         largest = ", ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}s" for name in asked)
         raise UserError(
             f"a run asks for cpus_per_run={resources.cpus:g} and gpus_per_run={resources.gpus:g}, but the largest machine has {largest}"

@@ -10,8 +10,10 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ STOPPED = 130  # exit status of an attempt that was asked to stop, as after Ctrl
 TAKEN = 75  # and of one that found the cell claimed
 BEAT_SECONDS = 5.0
 GRACE_SECONDS = 600.0  # for an epoch to end and to be saved, when asked to stop
+DYING_SECONDS = 10.0  # at most, for a process whose parent was killed
 ERROR_LINES = 12  # of the log, kept of an attempt that failed
 
 
@@ -46,6 +49,7 @@ def run(job: Job) -> str:
     """'done', 'failed', 'stopped' or 'taken' (by another process). KeyboardInterrupt lets the run save and end."""
     folder = Path(job.path)
     while True:
+        _outlast(folder)
         state = progress.look(folder, job.record["evaluation"], job.retries).state
         if state in ("done", "failed"):
             return state
@@ -56,6 +60,16 @@ def run(job: Job) -> str:
             return "stopped" if status == STOPPED else "taken"
         if status != 0:
             note(folder, job.record, error=error)
+
+
+def _outlast(folder: Path) -> None:
+    """Where this cell's last worker or node has just died, its claim may not be cold yet."""
+    started = time.monotonic()
+    while (other := claims.holder(folder)) is not None:
+        here = other["host"] == socket.gethostname()
+        if time.monotonic() - started > (DYING_SECONDS if here else claims.STALE_SECONDS + DYING_SECONDS):
+            return
+        time.sleep(0.2)
 
 
 def note(folder: Path, record: dict[str, Any], *, attempt: int = 0, error: str | None = None) -> None:
