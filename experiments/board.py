@@ -110,6 +110,8 @@ def status(rows: Sequence[Row], parallel: int | None = None) -> Group:
             parts.append(Text("  ".join(["running:", cell.name, *_fields(cell, seen, pace), where])))
         if seen.state == "failed":
             parts.append(Text(f"failed {len(seen.errors)} times: {cell.name}: {last_line(seen)}  ({cell.path / 'train.log'})", "red"))
+        if seen.state == "interrupted" and seen.errors:
+            parts.append(Text(f"interrupted after an error: {cell.name}: {last_line(seen)}  ({cell.path / 'train.log'})", "yellow"))
     now = sum(seen.state == "running" for _, seen in rows)
     parts.append(Text(totals(rows, pace, parallel or now or os.cpu_count() or 1), "bold"))
     return Group(*parts)

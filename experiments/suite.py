@@ -105,9 +105,10 @@ def _run(planned: list[cells.Cell], options: Options, console: Console) -> int:
     done = all(seen.state == "done" for _, seen in rows)
     if done:
         algos = ",".join(dict.fromkeys(cell.algo for cell in planned))
-        console.print(f"python -m experiments.report suite={options.suite} algos={algos}", highlight=False)
+        where = "" if options.runs_dir == Options.runs_dir else f" runs_dir={options.runs_dir}"
+        console.print(f"Next: python -m experiments.report suite={options.suite} algos={algos}{where}", highlight=False, soft_wrap=True)
     elif any(seen.state == "failed" for _, seen in rows):
-        console.print("What failed is left alone from now on; when it is mended: the same command with --retry-failed", highlight=False)
+        console.print("What failed is left alone from now on. Once it is mended: the same command with --retry-failed", highlight=False)
     return 0 if done else 1
 
 
