@@ -39,6 +39,7 @@ TEXT_KEYS = {
     "wandb_project",
     "wandb_entity",
     "wandb_group",
+    "wandb_job_type",
 }
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from core.run_dir import read_metrics, write_through
+from core.files import write_through
+from core.run_dir import read_metrics
 
 SMALL_PANELS = {  # title -> metric
     "episode length": "length_mean",

@@ -5,9 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +14,10 @@ import torch
 import yaml
 
 from core.errors import UserError, nearest
+from core.files import write_text
 from core.provenance import provenance
+
+BESIDE_A_RUN = ("cell.json", "claim.json", "train.log")  # what a suite keeps in a run's directory, from before the run (experiments/)
 
 
 class RunDir:
@@ -215,26 +216,8 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     write_text(path, json.dumps(plain(data), indent=2, allow_nan=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes atomically."""
-    write_through(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_through(path: Path, write: Callable[[Path], Any]) -> None:
-    """`write(temporary)` makes a file under a temporary name, which is then synced and renamed to `path`: a reader sees the old
-    file or the new one, whatever happens in between."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _make_exact(path: Path) -> Path:
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(file.name not in BESIDE_A_RUN for file in path.iterdir()):
         raise UserError(f"run_dir '{path}' is not empty: name another directory, or go on with that run by resume={path}")
     path.mkdir(parents=True, exist_ok=True)
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import os
 import random
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from core import checkpoint, registry
-from core.config import check_batch, to_params
+from core.config import check, check_batch, to_params
 from core.console import batch_arithmetic, print_eval_table, print_result, print_run_table
 from core.context import RunContext
 from core.errors import UserError
@@ -148,6 +149,52 @@ def evaluate(cfg: dict[str, Any]) -> dict[str, Any]:
     """
     if world_size() > 1:
         raise UserError(f"one process plays an evaluation, and this is one of {world_size()} (WORLD_SIZE): start it without torchrun")
+    played = _play(cfg)
+    run_dir = _run_of_checkpoint(cfg, played.params)
+    run_dir.write_eval(played.result)
+    print_eval_table(played.result)
+    print(f"eval.json: {run_dir.path / 'eval.json'}")
+    if cfg["video"]:
+        print(f"video: {_record(cfg, played, run_dir)}")
+    return played.result
+
+
+def evaluate_checkpoint(
+    path: str | Path, *, games_num: int, deterministic: bool, seed: int, num_envs: int | None = None, sigma: float | None = None
+) -> dict[str, Any]:
+    """eval.json's content for one of our checkpoints, played by its algorithm's player with the config that it carries. Nothing is
+    written or printed.
+
+    Args:
+        games_num: episodes to count.
+        seed: environment i is started with seed + i.
+        num_envs: environments; None: as many as the run trained with, at most one per episode.
+        sigma: as rl_games' --sigma.
+
+    Raises UserError for a file that cannot be read, or that carries no config (stock rl_games' do not).
+    """
+    saved = checkpoint.read_config(path)
+    if saved is None:
+        raise UserError(f"checkpoint '{path}' is a stock rl_games file: it does not say which task and network it is for")
+    registry.discover()
+    registry.import_outside(saved["modules"])
+    player = {"games_num": games_num, "deterministic": deterministic, "seed": seed, "num_envs": num_envs}
+    return _play(check({**saved, "checkpoint": str(path), "player": player, "sigma": sigma})).result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Played:
+    """An evaluation, and what filming it needs."""
+
+    result: dict[str, Any]
+    params: dict[str, Any]
+    entry: AlgoEntry
+    state: dict[str, Any]
+    seed: int
+    player_class: Any
+
+
+def _play(cfg: dict[str, Any]) -> _Played:
     params = to_params(cfg)
     entry = registry.algos.get(params["algo"]["name"], "train.params.algo.name")
     settings = cfg["player"]
@@ -171,14 +218,7 @@ def evaluate(cfg: dict[str, Any]) -> dict[str, Any]:
     head = {"task": cfg["task"]["name"], "algo": entry.name, "seed": seed, "checkpoint": str(cfg["checkpoint"])}
     result = {**head, "frames": state.get("frame"), "epochs": state.get("epoch"), **played}
     result["seconds"] = time.perf_counter() - started
-    run_dir = _run_of_checkpoint(cfg, params)
-    run_dir.write_eval(result)
-    print_eval_table(result)
-    print(f"eval.json: {run_dir.path / 'eval.json'}")
-    if cfg["video"]:
-        path = _record(cfg, params, entry, state, seed, player_class, run_dir)
-        print(f"video: {path}")
-    return result
+    return _Played(result, params, entry, state, seed, player_class)
 
 
 # ---- parts, each usable alone ----------------------------------------------------------------------------------------------
@@ -268,7 +308,7 @@ def wanted_observers(cfg: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
     if cfg["progress"] != "off":
         wanted["console"] = {"mode": cfg["progress"]}  # before W&B, whose summary would else stand before the last line
     if cfg["wandb"] != "off":
-        options = {key: cfg[f"wandb_{key}"] for key in ("project", "entity", "group", "tags")}
+        options = {key: cfg[f"wandb_{key}"] for key in ("project", "entity", "group", "job_type", "tags")}
         wanted["wandb"] = {"mode": cfg["wandb"], **options}
     wanted.update(dict.fromkeys(cfg["observers"]))
     return wanted
@@ -411,21 +451,19 @@ def _run_of_checkpoint(cfg: dict[str, Any], params: dict[str, Any]) -> RunDir:
     return run_dir
 
 
-def _record(
-    cfg: dict[str, Any], params: dict[str, Any], entry: AlgoEntry, state: dict[str, Any], seed: int, player_class: Any, run_dir: RunDir
-) -> Path:
-    device = params["config"]["device"]
+def _record(cfg: dict[str, Any], played: _Played, run_dir: RunDir) -> Path:
+    params, seed, device = played.params, played.seed, played.params["config"]["device"]
     with contextlib.closing(make_env(cfg, 1, seed, device, render_mode="rgb_array")) as env:
-        policy = make_policy(entry, params, env, 1, device, state, cfg["sigma"])
+        policy = make_policy(played.entry, params, env, 1, device, played.state, cfg["sigma"])
         path = run_dir.videos / f"{Path(cfg['checkpoint']).stem}_{seed}.mp4"
-        return player_class.record(
+        return played.player_class.record(
             policy,
             env,
             path,
             cfg["video_episodes"],
             deterministic=cfg["player"]["deterministic"],
             seed=seed,
-            extras=checkpoint.player_extras(state),
+            extras=checkpoint.player_extras(played.state),
         )
 
 

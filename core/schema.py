@@ -93,6 +93,7 @@ ROOT: Section = {
     "wandb_project": Key(Text, "its project"),
     "wandb_entity": Key(Text | None, "its user or team"),
     "wandb_group": Key(Text | None, "its group"),
+    "wandb_job_type": Key(Text | None, "its job type"),
     "wandb_tags": Key(OneOrMany, "its tags"),
     "player": Key(PLAYER, "how evaluation plays"),
     "video": Key(bool, "record the evaluation as mp4"),

@@ -23,6 +23,8 @@ def read(run: Path) -> dict[str, Any]:
         if not (run / name).is_file():
             raise UserError(f"'{run}' has no {name}: " + ("evaluate it first" if name == "eval.json" else "is it a run directory?"))
     result, played, about = (json.loads((run / name).read_text()) for name in ("result.json", "eval.json", "run.json"))
+    if "return" not in played:
+        raise UserError(f"'{run}' is a suite's run, which has several evaluations: use python -m experiments.report")
     return {
         "task": result["task"],
         "algo": result["algo"],

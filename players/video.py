@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from core.errors import UserError
+from core.files import write_through
 from core.policy import Policy
-from core.run_dir import write_through
 from core.vecenv import Obs, VecEnv
 from players.default import Player
 

@@ -16,7 +16,8 @@ import yaml
 
 from core import provenance
 from core.errors import UserError
-from core.run_dir import RunDir, plain, read_metrics, write_json, write_text, write_through
+from core.files import write_text, write_through
+from core.run_dir import RunDir, plain, read_metrics, write_json
 
 
 def made(tmp_path: Path) -> RunDir:
@@ -194,7 +195,7 @@ def test_the_old_file_stands_until_the_new_one_is_whole_and_synced(tmp_path: Pat
         temporary = next(p for p in tmp_path.iterdir() if p != path)
         assert temporary.read_text() == "new"
 
-    monkeypatch.setattr("core.run_dir.os.fsync", look)
+    monkeypatch.setattr("core.files.os.fsync", look)
     write_text(path, "new")
     assert seen == ["old"]
     assert path.read_text() == "new"

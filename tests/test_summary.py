@@ -30,3 +30,10 @@ def test_a_run_that_was_not_evaluated_is_named(tmp_path):
     (run / "eval.json").unlink()
     with pytest.raises(UserError, match=r"has no eval\.json: evaluate it first"):
         read(run)
+
+
+def test_a_run_of_a_suite_has_another_reader(tmp_path):
+    run = make(tmp_path / "a", 0, 0.0, 0.0)
+    (run / "eval.json").write_text(json.dumps({"checkpoints": {}}))
+    with pytest.raises(UserError, match=r"experiments\.report"):
+        read(run)
