@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 import sys
 from multiprocessing.connection import Listener
 from typing import Any, NoReturn
 
+from core import ray_local
 from core.errors import UserError
 from tasks import rows
 from tasks.env_group import Failure
@@ -16,11 +15,6 @@ from tasks.link_vecenv import LinkVecEnv, check_workers, span, split
 from tasks.one_env import Maker
 from tasks.row_vecenv import portable
 from tasks.worker_link import Broken, Link, SharedRows
-
-GIB = 1024**3
-
-_in_use = 0  # RayVecEnvs of this process
-_ours = False  # this module called ray.init
 
 
 class RayVecEnv(LinkVecEnv):
@@ -51,7 +45,7 @@ class RayVecEnv(LinkVecEnv):
         self._serving: dict[int, Any] = {}  # the call in which a linked worker stays, which tells why it died
         self._links: list[Any] = []
         self._closed = False
-        self._ray = _start_ray(ray_config or {})
+        self._ray = ray_local.start(ray_config, "task.ray_config")
         cpus = int(self._ray.cluster_resources().get("CPU", 1))
         self._indices = split(num_envs, num_workers or min(num_envs, max(cpus, 1)))
         # num_cpus=0: Ray would otherwise leave the workers beyond its CPU count waiting for ever
@@ -66,7 +60,6 @@ class RayVecEnv(LinkVecEnv):
             raise
 
     def close(self) -> None:
-        global _in_use, _ours
         if self._closed:
             return
         self._closed = True
@@ -74,10 +67,7 @@ class RayVecEnv(LinkVecEnv):
         for worker in self._workers:
             self._ray.kill(worker)
         self._workers = []
-        _in_use -= 1
-        if _in_use == 0 and _ours:
-            self._ray.shutdown()
-            _ours = False
+        ray_local.stop()
 
     def _connect(self) -> None:
         """Links the workers that can reach a socket of this process, which no other machine can."""
@@ -179,47 +169,6 @@ def _worker_class() -> type:
             serve(self.group, self.connection)
 
     return Worker
-
-
-def _start_ray(ray_config: dict[str, Any]) -> Any:
-    """Imports Ray (a second) and starts it, or joins the cluster that `address` or RAY_ADDRESS names, unless it runs already.
-
-    Counts its users, so that the last one can stop it.
-    """
-    global _in_use, _ours
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise UserError(f"task.vecenv=ray needs Ray: pip install ray ({error})") from error
-    if not ray.is_initialized():
-        # its notice that the cluster asks for a token, which it does by itself; the opposite, a warning, stays
-        notices = logging.getLogger("ray._private.authentication.authentication_token_setup")
-        notices.addFilter(lambda record: "authentication is enabled" not in record.getMessage())
-        quiet = {
-            "include_dashboard": False,
-            "log_to_driver": False,
-            "configure_logging": False,
-            "object_store_memory": GIB,
-        }
-        try:
-            _init(ray, {**quiet, **ray_config}, "object_store_memory" in ray_config)
-        except (TypeError, RuntimeError, ValueError, ConnectionError) as error:
-            raise UserError(f"task.ray_config {ray_config}: {error}") from error
-        _ours = True
-    _in_use += 1
-    return ray
-
-
-def _init(ray: Any, arguments: dict[str, Any], memory_is_asked: bool) -> None:
-    """ray.init. A cluster that runs already (`ray start`, RAY_ADDRESS) has its memory, and refuses ours, which nobody asked for."""
-    try:
-        ray.init(**arguments)
-    except ValueError as error:
-        if memory_is_asked or "existing cluster" not in str(error):
-            raise
-        ray.init(**{key: value for key, value in arguments.items() if key != "object_store_memory"})
 
 
 def _first_line(reason: Any) -> str:

@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from core import registry
+from core import ray_local, registry
 from core.errors import UserError
 from tasks import gymnasium_task, ray_vecenv, rl_games_task, worker_link
 from tests.task_envs import Team, register
@@ -212,4 +212,4 @@ def test_mistakes() -> None:
     with pytest.raises(UserError, match="cannot be sent to a worker"):
         build("Locked-v0")
     del gymnasium.registry["Locked-v0"]
-    assert ray_vecenv._in_use == 0
+    assert ray_local.users() == 0
