@@ -11,6 +11,7 @@ The way down from here: core/cli.py (arguments), core/config.py (what counts), c
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from core import lean  # noqa: F401  before whatever imports torch
 
@@ -34,14 +35,19 @@ def main(composed: DictConfig) -> None:
 
 def run(composed: DictConfig) -> None:
     """One run, from what Hydra composed. Returns nothing: results are files in the run directory."""
-    registry.discover()
-    cfg = effective(composed, HydraConfig.get().overrides.task, checkpoint.read_config)
-    registry.import_outside(cfg["modules"])
-    cfg = check(cfg)
+    cfg = resolved(composed)
     if cfg["test"]:
         runner.evaluate(cfg)
     else:
         runner.train(cfg)
+
+
+def resolved(composed: DictConfig) -> dict[str, Any]:
+    """The checked config that counts; nothing is built."""
+    registry.discover()
+    cfg = effective(composed, HydraConfig.get().overrides.task, checkpoint.read_config)
+    registry.import_outside(cfg["modules"])
+    return check(cfg)
 
 
 if __name__ == "__main__":

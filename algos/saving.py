@@ -20,6 +20,9 @@ else:
 class Saving(Base):
     """The part of `Agent` that writes and reads checkpoints (format: core/checkpoint.py)."""
 
+    last_lr: float
+    entropy_coef: float
+
     @property
     def last_path(self) -> Path:
         return Path(self.nn_dir) / "last.pth"
