@@ -19,8 +19,9 @@ HISTORY = "intervals.jsonl"
 
 
 class Member(tune.Trainable):
-    """One step is one interval. Reports {"frames", "score", "seconds"}; "failed" with the reason, and the worst score, where train.py
-    refused or gave up: such a member is replaced by a copy of a good one. A child that was killed raises, so that Tune starts it again.
+    """One step is one interval. Reports {"frames", "score", "seconds", "episodes": ended in this interval, "origin": the member that it was
+    copied from}; "failed" with the reason, and the worst score, where train.py refused or gave up: such a member is replaced by a copy of a
+    good one. A child that was killed raises, so that Tune starts it again.
 
     Its config is the values that PBT sets, and `job`: {"folder", "words": train.py's, "cwd", "frames": the budget, "interval", "metric",
     "mode", "seed": of member 0; the others get the following ones}.
@@ -38,6 +39,7 @@ class Member(tune.Trainable):
         self.number = int(self.trial_name.rpartition("_")[2])
         self.run_dir = Path(self.job["folder"]) / self.trial_name
         self.origin: int | None = None
+        self.episodes = 0  # finished up to where it stands
         self.restored = False
         return True
 
@@ -62,11 +64,12 @@ class Member(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         _copy(self.run_dir, Path(checkpoint_dir))
-        (Path(checkpoint_dir) / OWNER).write_text(json.dumps(self.number))
+        (Path(checkpoint_dir) / OWNER).write_text(json.dumps({"member": self.number, "episodes": self.episodes}))
 
     def load_checkpoint(self, checkpoint_dir: Any) -> None:
-        owner = json.loads((Path(checkpoint_dir) / OWNER).read_text())
-        self.origin = None if owner == self.number else owner
+        about = json.loads((Path(checkpoint_dir) / OWNER).read_text())
+        self.origin = None if about["member"] == self.number else about["member"]
+        self.episodes = about["episodes"]
         (self.run_dir / "nn").mkdir(parents=True, exist_ok=True)
         for name in KEPT[:2]:
             (self.run_dir / name).unlink(missing_ok=True)  # a run without a best return yet has no best.pth
@@ -79,7 +82,9 @@ class Member(tune.Trainable):
 
     def _report(self, ended: Child, status: int) -> dict[str, Any]:
         line = child.last_metrics(self.run_dir)
+        before, self.episodes = self.episodes, int(line.get("episodes", 0))
         about = {"frames": int(line.get("frames", 0)), "seconds": line.get("seconds", 0.0), "origin": self.origin}
+        about["episodes"] = self.episodes - before
         if status > 0:
             return {**about, "score": -math.inf if self.job["mode"] == "max" else math.inf, "failed": ended.reason()}
         value = line.get(self.job["metric"])
@@ -88,6 +93,7 @@ class Member(tune.Trainable):
     def _note(self, interval: int, told: dict[str, Any]) -> None:
         """What this member did in the interval; those after an older checkpoint are written again."""
         row = {"interval": interval, "member": self.number, "from": told["origin"], "frames": told["frames"], "score": told["score"]}
+        row["episodes"] = told["episodes"]
         row |= {"failed": told.get("failed", ""), **self.values}
         self.run_dir.mkdir(parents=True, exist_ok=True)
         rows = [old for old in history(self.run_dir) if old["interval"] < interval]
@@ -95,7 +101,8 @@ class Member(tune.Trainable):
 
 
 def history(run_dir: Path) -> list[dict[str, Any]]:
-    """A member's intervals: {"interval", "member", "from": whose checkpoint it began with, "frames", "score", "failed", <values>}."""
+    """A member's intervals: "interval", "member", "from" (whose checkpoint it began with), "frames", "score", "episodes", "failed", and the
+    value of each key."""
     file = run_dir / HISTORY
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 

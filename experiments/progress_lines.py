@@ -35,5 +35,7 @@ class MemberLines(Callback):
         origin = result.get("origin")
         copied = "" if origin is None else f", copied from member_{origin:04}"
         how = f"failed: {result['failed']}" if "failed" in result else f"{result['score']:.1f}"
+        if not result["episodes"] and "failed" not in result:
+            how += " (of before: no episode ended, give a longer interval=)"
         where = f"interval {result['training_iteration']} {trial}"
         print(f"{where}: {how} at {result['frames']:,} frames{copied}  ({told(trial.config)})", flush=True)

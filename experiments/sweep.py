@@ -217,7 +217,9 @@ def _write_tuned(options: Options, base: search.Base, folder: Path, rows: list[R
         f"{len(rows)} trials ({counts['done']} to the end, {counts['stopped']} stopped early, {counts['failed']} failed), {seeds}, "
         f"{base.frames:,} frames; {best.trial} had the best {options.metric}: {best.value:.1f}.",
     ]
-    target = Path(options.tuned_dir) if options.tuned_dir else (base.config_dir or CONFIG_DIR) / "tuned"
+    shipped = CONFIG_DIR / "tuned"
+    own = base.config_dir is not None and not (shipped / f"{base.label}.yaml").exists()  # of two, Hydra takes the shipped one
+    target = Path(options.tuned_dir or (base.config_dir / "tuned" if base.config_dir and own else shipped))
     path, counts_now = tuned.write(target, base.label, config, plain, comments, options.overwrite)
     if counts_now:
         print(f"the best, as a tuned pair: {path}\npython train.py task={task} train={algo} uses it by itself")
