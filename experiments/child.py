@@ -88,6 +88,17 @@ def last_metrics(run_dir: Path) -> dict[str, Any]:
     return json.loads(lines[-1]) if lines else {}
 
 
+def last_value(run_dir: Path, metric: str) -> float | None:
+    """The newest number under this name: not every epoch has every metric. None where there is none yet."""
+    try:
+        lines = (run_dir / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return None
+    name = json.dumps(metric).encode()
+    found = (json.loads(line).get(metric) for line in reversed(lines) if name in line)
+    return next((float(value) for value in found if value is not None), None)
+
+
 def result(run_dir: Path) -> dict[str, Any]:
     """result.json; {} where there is none."""
     file = run_dir / "result.json"

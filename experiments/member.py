@@ -87,8 +87,8 @@ class Member(tune.Trainable):
         about["episodes"] = self.episodes - before
         if status > 0:
             return {**about, "score": -math.inf if self.job["mode"] == "max" else math.inf, "failed": ended.reason()}
-        value = line.get(self.job["metric"])
-        return {**about, "score": math.nan if value is None else float(value)}  # NaN: no episode has ended yet
+        value = child.last_value(self.run_dir, self.job["metric"])
+        return {**about, "score": math.nan if value is None else value}  # NaN: no episode has ended yet
 
     def _note(self, interval: int, told: dict[str, Any]) -> None:
         """What this member did in the interval; those after an older checkpoint are written again."""

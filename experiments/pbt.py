@@ -207,17 +207,17 @@ def _finish(last: list[dict[str, Any]], keys: list[str], folder: Path, options: 
         table.add_row(f"{row['member']:04}", row["failed"] or f"{row['score']:.1f}", f"{row['frames']:,}", escape(values))
     Console().print(table)
     print(f"what each member did in each interval: {folder / 'schedule.csv'}")
-    if not last or _rank(last[0], options.mode)[0]:
-        reason = next((row["failed"] for row in last if row["failed"]), "no episode ended")
-        raise UserError(f"no member came to a result: {reason}. To begin anew after mending it: rm -r {folder}")
-    if min(row["interval"] for row in last) < intervals or len(last) < options.population:
+    failed = bool(last) and all(row["failed"] for row in last)
+    if not failed and (len(last) < options.population or min(row["interval"] for row in last) < intervals):
         print("stopped before its end; the same command goes on")
         raise KeyboardInterrupt
+    if _rank(last[0], options.mode)[0]:
+        reason = last[0]["failed"] or "no episode ended, give a longer interval="
+        raise UserError(f"no member came to a result: {reason}. To begin anew after mending it: rm -r {folder}")
     best = folder / search.name("member", last[0]["member"])
+    played = next(path for path in (best / "nn" / "best.pth", best / "nn" / "last.pth") if path.exists())
     print(f"the best member: {best}\nits last values: {search.told({key: last[0][key] for key in keys})}")
-    print(
-        f"evaluate it:\n{eval_command(str(best / 'nn' / 'best.pth' if (best / 'nn' / 'best.pth').exists() else best / 'nn' / 'last.pth'))}"
-    )
+    print(f"evaluate it:\n{eval_command(str(played))}")
 
 
 def main() -> None:

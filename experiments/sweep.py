@@ -90,7 +90,8 @@ def run(argv: list[str]) -> list[Row]:
         _write_csv(folder / "results.csv", rows, knobs, options.metric)
         print_table(rows, options, len(rows))
         print(f"all trials: {folder / 'results.csv'}")
-        if len([row for row in rows if row.status != "unfinished"]) < options.trials and any(_counts(row) for row in rows):
+        hopeless = bool(rows) and all(row.status == "failed" for row in rows)
+        if any(row.status == "unfinished" for row in rows) or (len(rows) < options.trials and not hopeless):
             print("stopped before its end; the same command goes on")
             raise KeyboardInterrupt
         if not _counts(rows[0]):

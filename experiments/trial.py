@@ -100,8 +100,10 @@ class TrainTrial(tune.Trainable):
     def _standing(self) -> tuple[int, float, float]:
         """Frames that every seed has reached, the mean of the metric (NaN before all have one), seconds of training."""
         lines = [self.children[seed].latest() if seed in self.children else child.last_metrics(path) for seed, path in self.dirs.items()]
-        values = [line.get(self.job["metric"]) for line in lines]
-        known = [float(value) for value in values if value is not None]
+        values = [
+            child.last_value(path, self.job["metric"]) if line else None for line, path in zip(lines, self.dirs.values(), strict=True)
+        ]
+        known = [value for value in values if value is not None]
         mean = statistics.mean(known) if len(known) == len(values) else math.nan
         return min(int(line.get("frames", 0)) for line in lines), mean, max(line.get("seconds", 0.0) for line in lines)
 
@@ -115,6 +117,6 @@ class TrainTrial(tune.Trainable):
             metric = self.job["metric"]
             names = sorted({name for path in self.dirs.values() for name in child.last_metrics(path)})
             close = nearest(metric, names)
-            told = f"its last epoch has no metric '{metric}'." + (f" Did you mean '{close}'?" if close and close != metric else "")
+            told = f"metrics.jsonl has no '{metric}'." + (f" Did you mean '{close}'?" if close and close != metric else "")
             return {"frames": frames, "seconds": seconds, "failed": f"{told} It has: {', '.join(names)}", "done": True}
         return {**self._report(frames, value, seconds), "ended": True, "done": True}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from algos.agent import Agent
 from core.config import CONFIG_DIR, check, check_batch, to_params
 from core.errors import UserError
 from experiments import child, pbt, space, tuned
 from experiments.space import Knob
-from tests.command import resolve
+from tests.command import SMALL, command, resolve
 
 RATE = "train.params.config.learning_rate"
 
@@ -62,6 +64,15 @@ def test_a_trial_gets_what_train_py_understands():
     assert cfg["train"]["params"]["network"]["mlp"]["units"] == [64, 32]
     assert cfg["train"]["params"]["config"]["learning_rate"] == 1.25e-05
     assert cfg["train"]["params"]["config"]["clip_value"] is True
+
+
+def test_the_newest_value_of_a_metric_that_not_every_epoch_has(tmp_path):
+    assert child.last_value(tmp_path, "eval/return_mean") is None
+    lines = [{"epoch": 1, "eval/return_mean": 3}, {"epoch": 2, "eval/return_mean": None}, {"epoch": 3, "note": "eval/return_mean"}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"epoch": 4, "eval/ret')  # a line that is being written
+    assert child.last_value(tmp_path, "eval/return_mean") == 3
+    assert child.last_metrics(tmp_path) == lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -152,6 +163,29 @@ def test_what_a_running_agent_cannot_change_is_refused(words, key, told):
     cfg = resolve("task=CartPole", "train=PPO", *words)
     with pytest.raises(UserError, match=told):
         pbt.check_changeable([Knob(key, "uniform", (0.1, 0.2))], cfg, Path("mine.yaml"))
+
+
+def test_a_resumed_agent_takes_over_all_that_may_change(tmp_path, monkeypatch):
+    seen = {}
+
+    def look(agent):
+        config = {"kl_threshold": agent.scheduler.kl_threshold, "learning_rate": agent.last_lr, "mini_epochs": agent.mini_epochs_num}
+        seen.update({name: config.get(name, getattr(agent, name, None)) for name in pbt.CHANGEABLE}, rpo_alpha=agent.options.rpo_alpha)
+        return agent.summary("max_epochs")
+
+    words = ("task=TorchPendulum", "train=RPO", *SMALL, f"run_dir={tmp_path}/run", "max_epochs=1", "train.params.config.kl_threshold=1e9")
+    command(*words, "train.params.config.learning_rate=1e-4", "train.params.config.mini_epochs=1")  # which adapts it once, to 1.5e-4
+    monkeypatch.setattr(Agent, "train", look)
+    values = {name: 0.125 + 0.01 * index for index, name in enumerate((*pbt.CHANGEABLE, "rpo_alpha"))}
+    values |= {"mini_epochs": 7, "learning_rate": 2e-4}
+    command(f"resume={tmp_path}/run", *(f"train.params.config.{name}={value}" for name, value in values.items()))
+    assert seen == pytest.approx(values | {"learning_rate": 3e-4})
+
+
+def test_an_algorithm_without_our_agent_is_refused():
+    cfg = resolve("task=Pendulum", "--file", "tests/data/sac.yaml")
+    with pytest.raises(UserError, match="algorithm 'sac' cannot take part"):
+        pbt.check_changeable([Knob("train.params.config.gamma", "uniform", (0.9, 0.99))], cfg, Path("mine.yaml"))
 
 
 def test_an_algorithms_own_knobs_may_change():
