@@ -32,9 +32,9 @@ SPACE = {
 LIVE = {"train.params.config.learning_rate": {"loguniform": [1e-4, 1e-2]}, "train.params.config.gamma": {"choice": [0.97, 0.98, 0.99]}}
 
 
-def start(module: str, *argv: str) -> subprocess.Popen[str]:
+def start(module: str, *argv: str, runs: tuple[str, ...] = SMALL) -> subprocess.Popen[str]:
     env = {**os.environ, "COLUMNS": "160", "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    command = [sys.executable, "-m", f"experiments.{module}", *SMALL, *argv]
+    command = [sys.executable, "-m", f"experiments.{module}", *runs, *argv]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
 
 
@@ -134,13 +134,14 @@ def test_a_directory_belongs_to_one_search(tmp_path):
 def test_a_sweep_finds_writes_and_does_not_repeat(seeds, tmp_path):
     """One value of minibatch_size_per_env breaks the batch, which fails those trials and no others."""
     own = {**SPACE, "train.params.config.minibatch_size_per_env": {"choice": [3, 4]}}
-    argv = (space(tmp_path, own), "trials=4", "frames=2_000", f"runs_dir={tmp_path}", "name=mine", f"tuned_dir={tmp_path}/tuned")
+    argv = (space(tmp_path, own), "trials=3", "frames=2_000", f"runs_dir={tmp_path}", "name=mine", f"tuned_dir={tmp_path}/tuned")
     argv = (*argv, f"seeds_per_trial={seeds}")
     status, out, err = finish(start("sweep", *argv))
     assert (status, err) == (0, ""), out
     rows = table(tmp_path / "mine" / "results.csv")
-    assert len(rows) == 4
+    assert len(rows) == 3
     failed = [row for row in rows if row["status"] == "failed"]
+    assert failed
     assert all("rows are not divisible by minibatch_size_per_env 3" in row["error"] for row in failed)
     assert {row["train.params.config.minibatch_size_per_env"] for row in rows if row not in failed} == {"4"}
     best = tmp_path / "mine" / rows[0]["trial"]
@@ -163,20 +164,32 @@ def test_a_sweep_finds_writes_and_does_not_repeat(seeds, tmp_path):
     assert "still counts; overwrite=true replaces it" in out
 
 
+@pytest.mark.long
+def test_the_shipped_space(tmp_path):
+    argv = ("space=ppo", "trials=4", "frames=5_000", f"runs_dir={tmp_path}", f"tuned_dir={tmp_path}/tuned")
+    status, out, err = finish(start("sweep", *argv, runs=SMALL[:3]))
+    assert (status, err) == (0, "")
+    rows = table(tmp_path / "CartPole-PPO-ppo" / "results.csv")
+    assert len(rows) == 4
+    assert {row["status"] for row in rows} <= {"done", "stopped"}
+
+
 def test_a_population_copies_the_best(tmp_path):
-    argv = (space(tmp_path, LIVE), "population=2", "quantile=0.5", "interval=1_500", "frames=3_000", f"runs_dir={tmp_path}", "name=mine")
-    status, out, err = finish(start("pbt", *argv, "train.params.config.lr_schedule=constant"))
+    """With the shipped space, which steers the adaptive learning rate."""
+    argv = ("population=2", "quantile=0.5", "interval=1_500", "frames=3_000", f"runs_dir={tmp_path}", "name=mine")
+    status, out, err = finish(start("pbt", *argv, "train.params.config.lr_schedule=adaptive"))
     assert (status, err) == (0, ""), out
     rows = table(tmp_path / "mine" / "schedule.csv")
     assert [(row["interval"], row["member"]) for row in rows] == [("1", "0"), ("1", "1"), ("2", "0"), ("2", "1")]
     scores = [float(row["score"]) for row in rows[:2]]
     worst = scores.index(min(scores))
     assert [row["from"] for row in rows[2:]] == ["1" if worst == 0 else "", "0" if worst == 1 else ""]
-    rate = "train.params.config.learning_rate"
+    key = "train.params.config.entropy_coef"
     kept, changed = rows[3 - worst], rows[2 + worst]
-    assert kept[rate] == rows[1 - worst][rate]
+    assert kept[key] == rows[1 - worst][key]
+    assert changed[key] not in (rows[0][key], rows[1][key])
     copied = checkpoint.load(tmp_path / "mine" / f"member_000{worst}" / "nn" / "last.pth")["gamesmith"]
-    assert copied["schedule"]["last_lr"] == pytest.approx(float(changed[rate]))  # the mutated one was in force
+    assert copied["schedule"]["entropy_coef"] == pytest.approx(float(changed[key]))  # the changed one was in force
     assert 3_000 <= int(changed["frames"]) < 3_600
     assert "the best member: " in out
     lines = read_metrics(tmp_path / "mine" / f"member_000{worst}" / "metrics.jsonl")
