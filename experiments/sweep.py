@@ -11,7 +11,9 @@ import csv
 import dataclasses
 import math
 import os
+import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -111,6 +113,8 @@ def _search(options: Options, base: search.Base, knobs: list[Knob], grace: int, 
     from experiments.trial import TrainTrial
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # A trial that goes on after a kill reports from its last checkpoint on, and so some steps again, whose values Optuna has.
+    warnings.filterwarnings("ignore", message="The reported value is ignored because this `step=", category=UserWarning)
     aim: dict[str, Any] = {"metric": options.metric, "mode": options.mode}
     job = {
         "folder": str(folder),
@@ -210,7 +214,8 @@ def _write_tuned(options: Options, base: search.Base, folder: Path, rows: list[R
     where = [] if base.config_dir is None else ["--config-dir", str(base.config_dir)]
     modules = [word for word in base.words if word.startswith("modules=")]
     task, _, algo = base.label.partition("-")
-    plain = search.base([*where, f"task={task}", f"train={algo}", "~tuned", *modules], base.frames).cfg
+    pair = [*where, *modules[-1:], f"task={task}", f"train={algo}"]
+    plain = search.base([*pair, "~tuned"], base.frames).cfg
     seeds = f"{options.seeds_per_trial} seed{'s' if options.seeds_per_trial > 1 else ''} each"
     counts = {name: sum(row.status == name for row in rows) for name in ("done", "stopped", "failed")}
     comments = [
@@ -223,7 +228,7 @@ def _write_tuned(options: Options, base: search.Base, folder: Path, rows: list[R
     target = Path(options.tuned_dir or (base.config_dir / "tuned" if base.config_dir and own else shipped))
     path, counts_now = tuned.write(target, base.label, config, plain, comments, options.overwrite)
     if counts_now:
-        print(f"the best, as a tuned pair: {path}\npython train.py task={task} train={algo} uses it by itself")
+        print(f"the best, as a tuned pair: {path}\n{shlex.join(['python', 'train.py', *pair])}\nuses it by itself")
     else:
         there = path.with_suffix("")
         print(f"the best: {path}\n{there} was there before and still counts; overwrite=true replaces it, or: mv {path} {there}")
