@@ -267,6 +267,8 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Updater, Saving):
             return "max_frames"
         if self.epoch_num and "score_to_win" in self.config and self.last_mean_rewards > self.config["score_to_win"]:
             return "score_to_win"
+        if self.frame >= (self.context.cfg.get("pause_at") or float("inf")):
+            return "pause_at"
         if self.metrics and self.should_stop():  # not before the first epoch of this process
             return "should_stop"
         return self.context.stop_requested

@@ -151,6 +151,8 @@ class SAC(SACAgent):
             return "max_frames"
         if self.last_mean_rewards > self.config.get("score_to_win", float("inf")):
             return "score_to_win"
+        if self.frame >= (self.context.cfg.get("pause_at") or float("inf")):
+            return "pause_at"
         return self.context.stop_requested
 
     def _report(self, spent: list[Any]) -> None:

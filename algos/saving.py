@@ -20,6 +20,9 @@ else:
 class Saving(Base):
     """The part of `Agent` that writes and reads checkpoints (format: core/checkpoint.py)."""
 
+    last_lr: float
+    entropy_coef: float
+
     @property
     def last_path(self) -> Path:
         return Path(self.nn_dir) / "last.pth"
@@ -126,8 +129,20 @@ class Saving(Base):
         else:
             self.last_lr = float(self.optimizer.param_groups[0]["lr"])  # stock files keep the schedule nowhere else
 
+    def _take_over_changed(self, cfg: dict[str, Any]) -> None:
+        """Schedules go on where they stood. A learning rate or an entropy coefficient that this run changes counts from here on, by the
+        factor of the change, however far the schedule has come. `cfg`: the checkpoint's whole config."""
+        before = cfg.get("train", {}).get("params", {}).get("config", {})
+        if before.get("learning_rate", self.config["learning_rate"]) != self.config["learning_rate"]:
+            self.last_lr = _changed(self.last_lr, before["learning_rate"], self.config["learning_rate"])
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.last_lr
+        if before.get("entropy_coef", self.config["entropy_coef"]) != self.config["entropy_coef"]:
+            self.entropy_coef = _changed(self.entropy_coef, before["entropy_coef"], self.config["entropy_coef"])
+
     def _resume(self, weights: dict[str, Any], ours: dict[str, Any]) -> None:
         self.last_lr, self.entropy_coef = ours["schedule"]["last_lr"], ours["schedule"]["entropy_coef"]
+        self._take_over_changed(ours["config"])
         self.seconds = ours["seconds"]
         running = ours["running"] if self.vec_env.can_save_state else None
         if self.central_value_net is not None:
@@ -145,3 +160,8 @@ class Saving(Base):
             self.rnn_states = running["rnn_states"]
         self.game_rewards.load_state_dict(ours["episodes"], running is not None)
         checkpoint.set_rng_state(ours["rng"])
+
+
+def _changed(present: float, before: float, now: float) -> float:
+    """What the schedule made of `before`, for `now`."""
+    return float(present * now / before if before else now)

@@ -104,6 +104,7 @@ ROOT: Section = {
         Annotated[Literal["auto", "bar", "lines", "off"], BeforeValidator(lambda v: "off" if v is False else v)],
         "progress display; auto: a bar on a terminal, lines elsewhere",
     ),
+    "pause_at": Key(Count | None, "end this invocation after this many frames, to go on later; schedules run over max_frames all the same"),
     "save_interval": Key(NonNegative, "seconds between writes of nn/last.pth"),
     "torch_deterministic": Key(bool, "deterministic kernels only; slower"),
     "precision": Key(Literal["fp32", "bf16"] | None, "bf16: networks compute in bfloat16; null: as the train config says"),

@@ -106,6 +106,38 @@ def test_a_checkpoint_starts_a_new_run(tmp_path):
     assert torch.allclose(a["model"]["a2c_network.mu.weight"], b["model"]["a2c_network.mu.weight"], atol=1e-6)
 
 
+def test_a_run_in_legs_is_the_run_in_one_go(tmp_path):
+    """`pause_at` ends an invocation and touches nothing else: the linear schedule runs over max_frames."""
+    budget = (*TORCH, "train=PPO", "train.params.config.lr_schedule=linear", "max_frames=512")
+    command(*budget, f"run_dir={tmp_path}/whole")
+    paused = command(*budget, f"run_dir={tmp_path}/legs", "pause_at=200")
+    assert (paused["exit_reason"], paused["frames"]) == ("pause_at", 256)
+    assert "pause_at" in resolve(f"resume={tmp_path}/legs")
+    assert resolve(f"resume={tmp_path}/legs")["pause_at"] is None
+    assert command(f"resume={tmp_path}/legs")["exit_reason"] == "max_frames"
+    whole, legs = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("whole", "legs"))
+    rates = [line["info/last_lr"] for line in whole]
+    assert rates == [line["info/last_lr"] for line in legs]
+    assert rates[-1] < rates[0] / 8
+    models = [checkpoint.load(tmp_path / run / "nn" / "last.pth")["model"] for run in ("whole", "legs")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "adaptive", "linear"])
+def test_a_rate_given_with_resume_counts_from_there(schedule, tmp_path):
+    budget = (*TORCH, "train=PPO", f"train.params.config.lr_schedule={schedule}", "max_frames=640")
+    command(*budget, "train.params.config.learning_rate=1e-3", f"run_dir={tmp_path}/run", "pause_at=256")
+    run = f"{tmp_path}/run"
+    ended = checkpoint.load(f"{run}/nn/last.pth")["gamesmith"]["schedule"]["last_lr"]
+    changed = ("train.params.config.learning_rate=1e-5", "train.params.config.entropy_coef=0.125")
+    still = ("train.params.config.kl_threshold=1e9",)  # no KL divergence gets there: the rate grows by 1.5 at each of the two minibatches
+    command(f"resume={run}", *changed, *(still if schedule == "adaptive" else ()), "pause_at=320")
+    state = checkpoint.load(f"{run}/nn/last.pth")["gamesmith"]["schedule"]
+    rate = {"constant": 1e-5, "adaptive": ended / 100 * 1.5**2, "linear": 1e-5 * (640 - 320) / 640}[schedule]
+    assert state["last_lr"] == pytest.approx(rate, rel=0.1)  # linear: it ends at 1e-6
+    assert state["entropy_coef"] == 0.125
+
+
 def test_an_algorithm_outside_the_repository(tmp_path):
     new.write("MyPaper", tmp_path)
     outside = ["--config-dir", f"{tmp_path}/cfg", f"modules=[{tmp_path}/my_paper.py]", "train=MyPaper"]
