@@ -28,6 +28,7 @@ def start(ray_config: dict[str, Any] | None = None, place: str = "ray_address") 
     """
     global _users, _ours
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets any other process take a worker's core
     ray_config = ray_config or {}
     try:
         import ray

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from core.config import CONFIG_DIR
 from core.errors import UserError, nearest, unknown
+from experiments import suites
+from experiments.suites import Reference
 
 ENDED = ("max_frames", "max_epochs", "score_to_win", "should_stop")  # training that came to its own end
 MEASURES = [(checkpoint, mode) for checkpoint in ("final", "best") for mode in ("deterministic", "sampled")]  # of every run's eval.json
-GRID = 50
 
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # frames (G,), returns (G,), seconds (G,)
 
@@ -59,19 +59,6 @@ class RunResult:
 
 
 @dataclasses.dataclass
-class Reference:
-    """A task's returns that normalise its scores: of random actions, and of what counts as 1."""
-
-    random: float
-    reference: float
-    source: str
-
-    def normalise(self, value: Any) -> Any:
-        """0 is random, 1 the reference. Floats and arrays alike."""
-        return (value - self.random) / (self.reference - self.random)
-
-
-@dataclasses.dataclass
 class Results:
     """Every run of the chosen tasks and algorithms, by seed. A pair without any run is an empty list."""
 
@@ -91,7 +78,7 @@ def load(suite: str, runs_dir: Path, algos: list[str] | None = None, tasks: list
     Raises UserError where there is no such suite, algorithm or task, where no run is found, and where one name stands for more
     than one budget or config.
     """
-    name, about = _suite(suite, runs_dir)
+    name, known = _suite(suite, runs_dir)
     folder = runs_dir / name
     cells = [(_json(path), path.parent) for path in sorted(folder.glob("*/*/seed*/cell.json"))]
     cells = [(cell, path) for cell, path in cells if frames is None or cell["frames"] == frames]
@@ -102,7 +89,7 @@ def load(suite: str, runs_dir: Path, algos: list[str] | None = None, tasks: list
     algos = _chosen("algorithm", "algos", algos, (cell["algo"] for cell, _ in cells), folder, make)
     # tasks in the order of the suite's YAML, then what else is there
     there = {cell["task"] for cell, _ in cells}
-    ordered = [*(task for task in (about.get("tasks") or {}) if task in there), *sorted(there - set(about.get("tasks") or {}))]
+    ordered = [*(label for label in known.tasks if label in there), *sorted(there - set(known.tasks))]
     tasks = _chosen("task", "tasks", tasks, ordered, folder, make)
     grouped: dict[tuple[str, str], list[tuple[dict[str, Any], Path]]] = collections.defaultdict(list)
     for cell, path in cells:
@@ -110,32 +97,9 @@ def load(suite: str, runs_dir: Path, algos: list[str] | None = None, tasks: list
             grouped[cell["algo"], cell["task"]].append((cell, path))
     for (algo, task), members in grouped.items():
         _one_meaning(algo, task, members)
-    points = int(about.get("grid", GRID))
-    runs = {pair: sorted((_run(c, p, points) for c, p in members), key=lambda r: r.seed) for pair, members in grouped.items()}
-    return Results(name, tasks, algos, runs, references(about, tasks))
-
-
-def references(about: dict[str, Any], tasks: Iterable[str]) -> dict[str, Reference]:
-    """By label: of cfg/suite/references.yaml, with those below `references` in the suite's own YAML on top; both go by the name of
-    the file in cfg/task. Raises UserError for an entry that lacks something or cannot normalise."""
-    entries = {**_yaml(CONFIG_DIR / "suite" / "references.yaml"), **(about.get("references") or {})}
-    found = {}
-    for label in tasks:
-        task = ((about.get("tasks") or {}).get(label) or {}).get("task", label)
-        if task not in entries:
-            continue
-        entry = entries[task] or {}
-        missing = [
-            key for key in ("random", "reference", "source") if not isinstance(entry.get(key), str if key == "source" else (int, float))
-        ]
-        if missing:
-            raise UserError(
-                f"reference of task '{task}': no valid {', '.join(missing)}; an entry is {{random: x, reference: y, source: '...'}}"
-            )
-        if entry["reference"] == entry["random"]:
-            raise UserError(f"reference of task '{task}': random and reference are both {entry['random']}, which normalises nothing")
-        found[label] = Reference(float(entry["random"]), float(entry["reference"]), entry["source"])
-    return found
+    runs = {pair: sorted((_run(c, p, known.grid) for c, p in members), key=lambda r: r.seed) for pair, members in grouped.items()}
+    by_label = {label: known.references.get(known.tasks[label].task if label in known.tasks else label) for label in tasks}
+    return Results(name, tasks, algos, runs, {label: one for label, one in by_label.items() if one is not None})
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], str | None]:
@@ -171,18 +135,15 @@ def on_grid(lines: list[dict[str, Any]], budget: int, points: int, ended: bool) 
     return grid, columns[0], columns[1]
 
 
-def _suite(suite: str, runs_dir: Path) -> tuple[str, dict[str, Any]]:
-    """Its name, and the content of its YAML, {} where it has none."""
-    if suite.endswith((".yaml", ".yml")):
-        if not Path(suite).is_file():
-            raise UserError(f"no suite file '{suite}'")
-        about = _yaml(Path(suite))
-        return str(about.get("name", Path(suite).stem)), about
-    shipped = {path.stem: path for path in (CONFIG_DIR / "suite").glob("*.yaml") if path.stem != "references"}
+def _suite(suite: str, runs_dir: Path) -> tuple[str, suites.Suite]:
+    """Its name, and what its YAML says; of a suite whose YAML is not at hand, what `Suite` says by itself."""
     there = {path.parents[3].name for path in runs_dir.glob("*/*/*/seed*/cell.json")}
-    if suite not in shipped and suite not in there:
-        raise unknown("suite", suite, shipped.keys() | there, "suite=")
-    return suite, _yaml(shipped[suite]) if suite in shipped else {}
+    if suite in there and suite not in suites.names():
+        return suite, suites.Suite.model_construct(name=suite, tasks={}, references=suites.references())
+    if suite not in there and suite not in suites.names() and "/" not in suite and not suite.endswith((".yaml", ".yml")):
+        raise unknown("suite", suite, {*suites.names(), *there}, "suite=")
+    known = suites.load(suite)
+    return known.name, known
 
 
 def _chosen(what: str, key: str, asked: list[str] | None, there: Iterable[str], folder: Path, make: str) -> list[str]:

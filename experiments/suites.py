@@ -28,6 +28,16 @@ class Reference(_Section):
     reference: float
     source: Annotated[str, Field(min_length=1)]
 
+    @pydantic.model_validator(mode="after")
+    def _differ(self) -> Reference:
+        if self.random == self.reference:
+            raise ValueError(f"random and reference are both {self.random}, which normalises nothing")
+        return self
+
+    def normalise(self, value: Any) -> Any:
+        """0 is random, 1 the reference. Floats and arrays alike."""
+        return (value - self.random) / (self.reference - self.random)
+
 
 class Protocol(_Section):
     """How every run is evaluated: `games_num` episodes for each checkpoint and mode; environment i starts with `seed` + i."""
@@ -75,18 +85,26 @@ def load(name_or_path: str, config_dir: str | Path | None = None) -> Suite:
     for label, task in (raw.get("tasks") or {}).items() if isinstance(raw.get("tasks"), dict) else ():
         if isinstance(task, dict):
             task.setdefault("task", label)
-    shipped = _read(CONFIG_DIR / "suite" / f"{REFERENCES}.yaml")
     if isinstance(raw.get("references", {}), dict):
-        raw["references"] = {**shipped, **raw.get("references", {})}
+        raw["references"] = {**_shipped_references(), **raw.get("references", {})}
     try:
         return Suite.model_validate(raw)
     except pydantic.ValidationError as error:
         raise UserError(f"suite '{path}': " + "; ".join(_told(one) for one in error.errors())) from None
 
 
+def references() -> dict[str, Reference]:
+    """The shipped ones, by name of cfg/task."""
+    return {task: Reference.model_validate(entry) for task, entry in _shipped_references().items()}
+
+
 def names(config_dir: str | Path | None = None) -> list[str]:
     """The suites that go by name."""
     return sorted({path.stem for folder in _folders(config_dir) for path in folder.glob("*.yaml")} - {REFERENCES})
+
+
+def _shipped_references() -> dict[str, Any]:
+    return _read(CONFIG_DIR / "suite" / f"{REFERENCES}.yaml")
 
 
 def _folders(config_dir: str | Path | None) -> list[Path]:

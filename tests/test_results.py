@@ -88,25 +88,31 @@ def test_a_training_that_was_stopped_is_not_done(tmp_path):
 
 
 def test_references_normalise_and_go_by_the_name_of_the_task(tmp_path):
-    about = {"tasks": {"Big": {"task": "Mine"}}, "references": {"Mine": {"random": -10, "reference": 90, "source": "x"}}}
-    reference = results.references(about, ["Big", "Other"])["Big"]
-    assert reference.normalise(40) == 0.5
-    assert reference.normalise(np.array([-10.0, 90.0])).tolist() == [0.0, 1.0]
-    assert "Other" not in results.references(about, ["Big", "Other"])
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "tasks: {Big: {task: Mine, frames: 1000}, Other: {frames: 1000}}\nreferences: {Mine: {random: -10, reference: 90, source: x}}\n"
+    )
+    for task in ("Big", "Other"):
+        run(tmp_path, "PPO", task, 0, 80.0, suite="mine")
+    found = results.load(str(path), tmp_path).references
+    assert found.keys() == {"Big"}
+    assert found["Big"].normalise(40) == 0.5
+    assert found["Big"].normalise(np.array([-10.0, 90.0])).tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ({"random": 0, "reference": 1}, "no valid source"),
-        ({"random": "low", "reference": 1, "source": "x"}, "no valid random"),
-        (None, "no valid random, reference, source"),
-        ({"random": 5, "reference": 5, "source": "x"}, "both 5, which normalises nothing"),
+        ("{random: 0, reference: 1}", "references.T.source is missing"),
+        ("{random: low, reference: 1, source: x}", "references.T.random is 'low', but should be a valid number"),
+        ("{random: 5, reference: 5, source: x}", "both 5.0, which normalises nothing"),
     ],
 )
-def test_a_reference_that_cannot_be_is_named(entry, said):
+def test_a_reference_that_cannot_be_is_named(entry, said, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"tasks: {{T: {{frames: 1000}}}}\nreferences: {{T: {entry}}}\n")
     with pytest.raises(UserError, match=said):
-        results.references({"references": {"T": entry}}, ["T"])
+        results.load(str(path), tmp_path)
 
 
 def test_what_is_not_there_is_named_with_what_is(tmp_path):
@@ -126,7 +132,7 @@ def test_what_is_not_there_is_named_with_what_is(tmp_path):
         results.load(suite, tmp_path, frames=7)
     with pytest.raises(UserError, match=r"unknown suite 'mien' at suite=. Did you mean 'mine'"):
         results.load("mien", tmp_path)
-    with pytest.raises(UserError, match=r"no suite file 'none\.yaml'"):
+    with pytest.raises(UserError, match=r"no file 'none\.yaml'"):
         results.load("none.yaml", tmp_path)
 
 

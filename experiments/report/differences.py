@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 from typing import Any
 
-# What a run is called, where it writes, how it is watched and which of the equals it is: none of it changes what it reaches.
-NEUTRAL = (
-    "seed", "train.params.seed", "run_dir", "runs_dir", "experiment", "wandb*", "progress", "save_interval", "profile", "video*", "test",
-    "checkpoint", "resume", "file", "player.*", "device", "train.params.torch_threads", "train.params.config.device",
-    "train.params.config.full_experiment_name",
-)  # fmt: skip
+from experiments.cells import NOT_IN_KEY
+
+# Beside what changes no result: which of the equals a run is, and on what device it ran.
+NEUTRAL = {*NOT_IN_KEY, "seed", "train.params.seed", "device", "train.params.config.device", "train.params.config.full_experiment_name"}
 
 ABSENT = "—"
 
@@ -21,7 +18,7 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     found = {}
     for name, value in config.items():
         key = f"{prefix}{name}"
-        if any(fnmatch.fnmatchcase(key, pattern) for pattern in NEUTRAL):
+        if key in NEUTRAL:
             continue
         if isinstance(value, dict) and value:
             found.update(flat(value, f"{key}."))
