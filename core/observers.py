@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from rl_games.common.algo_observer import AlgoObserver
-from tensorboardX import summary
+from tensorboardX import SummaryWriter, summary
 
 from core import registry
 from core.errors import UserError, unknown
@@ -288,9 +288,14 @@ class TensorBoard(Observer):
                 self._write(scalars, metrics[step])
 
     def _write(self, scalars: Mapping[str, float], step: float) -> None:
-        """All scalars of one step as one event: the writer's queue and checksum cost 0.1 ms for each event, whatever is in it."""
-        values = [value for tag, x in scalars.items() for value in summary.scalar(tag, x).value]
-        self.writer._get_file_writer().add_summary(summary.Summary(value=values), step)
+        """All scalars of one step as one event: the writer's queue and checksum cost 0.1 ms for each event, whatever is in it. The writer
+        of rl_games' SAC is torch's, whose events are others."""
+        if isinstance(self.writer, SummaryWriter):
+            values = [value for tag, x in scalars.items() for value in summary.scalar(tag, x).value]
+            self.writer._get_file_writer().add_summary(summary.Summary(value=values), step)
+            return
+        for tag, x in scalars.items():
+            self.writer.add_scalar(tag, x, step)
 
     def close(self) -> None:
         if self.writer is not None:
