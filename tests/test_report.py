@@ -76,7 +76,7 @@ E_ = stats.Estimate
         (
             {("B", "A"): E_(0.9, 0.8, 1.0, 3)},
             {"A": 3, "B": 3},
-            "B beats A with probability 0.90 [0.80, 1.00]; 3 seeds, 6 tasks. Only 3 seeds of A and B: too few to rest a claim on.",
+            "B is ahead of A with probability 0.90 [0.80, 1.00]; 3 seeds, 6 tasks. Only 3 seeds of A and B: too few to rest a claim on.",
         ),
         (
             {("B", "A"): E_(1.0, None, None, 1)},

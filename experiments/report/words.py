@@ -67,11 +67,13 @@ def headline(pairs: dict[tuple[str, str], Estimate], seeds: dict[str, int], task
 
     others = {one: [other for other in seeds if other != one] for one in seeds}
     ahead = max(seeds, key=lambda one: sum(over(one, other).value for other in others[one]))
-    beaten, level, unsure = [], [], []
+    beaten, level, early, unsure = [], [], [], []
     for other in others[ahead]:
         found = over(ahead, other)
         if found.low is None:
             unsure.append(f"{other} (with probability {estimate(found)})")
+        elif min(seeds[ahead], seeds[other]) < ENOUGH:  # an interval from so few is too narrow to say who won
+            early.append(f"{other} with probability {estimate(found)}")
         elif found.low > 0.5:
             beaten.append(f"{other} with probability {estimate(found)}")
         else:
@@ -81,6 +83,8 @@ def headline(pairs: dict[tuple[str, str], Estimate], seeds: dict[str, int], task
         said.append(f"beats {join(beaten)}")
     if level:
         said.append(f"cannot be told apart from {join(level)}")
+    if early:
+        said.append(f"is ahead of {join(early)}")
     if unsure:
         said.append(f"scores above {join(unsure)}, but one seed gives no interval and no finding")
     low = [algo for algo, n in seeds.items() if n < ENOUGH]
