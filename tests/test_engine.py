@@ -191,7 +191,7 @@ def test_another_protocol_plays_again_and_trains_nothing(tmp_path):
 
 # ---- killed and stopped -------------------------------------------------------------------------------------------------------
 
-LONG = 200_000  # frames: seconds of training, of which some must be left when it is killed
+LONG = 1_000_000  # frames: seconds of training, of which some must be left when it is killed
 
 
 @pytest.mark.long
