@@ -7,7 +7,7 @@ An algorithm that augments observations or changes the network's inputs subclass
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from gymnasium import spaces
@@ -100,7 +100,7 @@ class Policy:
         if isinstance(self.action_space, spaces.Discrete):
             return self.action_space.n
         assert isinstance(self.action_space, spaces.Tuple)
-        return [space.n for space in self.action_space.spaces]  # type: ignore[attr-defined]  # all Discrete: action_kind() checked
+        return [cast(spaces.Discrete, space).n for space in self.action_space.spaces]  # action_kind() checked that they are
 
     def build_model(self, builder: Any) -> nn.Module:
         """From rl_games' model builder to a module; Dict observations get a normalizer that works."""

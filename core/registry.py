@@ -100,11 +100,11 @@ def register_algo(
     if bad:
         raise UserError(f"register_algo('{name}'): unknown action kinds {sorted(bad)}. Valid: {', '.join(ACTION_KINDS)}")
 
-    def wrap(cls: type) -> type:
+    def wrap(cls: Any) -> Any:
         options = config or getattr(cls, "options_class", None)
         algos.add(name, AlgoEntry(name, cls, options, player, policy, tuple(actions), multi_rank))
         if options is not None:
-            cls.options_class = options  # type: ignore[attr-defined]  # classes below inherit it
+            cls.options_class = options  # classes below inherit it
         return cls
 
     return wrap

@@ -13,7 +13,6 @@ import dataclasses
 import math
 import os
 import random
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,7 +25,6 @@ from rich.table import Table
 from algos.agent import Agent
 from algos.options import AgentOptions
 from core import registry, schema
-from core.cli import main_guard
 from core.errors import UserError, nearest
 from core.runner import eval_command
 from core.schema import Count, Natural, NonNegative, Positive, Seed, Text
@@ -220,13 +218,5 @@ def _finish(last: list[dict[str, Any]], keys: list[str], folder: Path, options: 
     print(f"evaluate it:\n{eval_command(str(played))}")
 
 
-def main() -> None:
-    if {"--help", "-h"} & set(sys.argv[1:]):
-        print(__doc__)
-        return
-    with main_guard():
-        run(sys.argv[1:])
-
-
 if __name__ == "__main__":
-    main()
+    search.main(__doc__, run)

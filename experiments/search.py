@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 
 import train
 from core import ray_local, schema
-from core.cli import as_job, read
+from core.cli import as_job, main_guard, read
 from core.config import GROUPS, to_params
 from core.errors import UserError, unknown
 from core.run_dir import write_json
@@ -222,3 +222,12 @@ def with_threads(base: Base, cpus: float) -> list[str]:
     """train.py's words, with as many threads as a trial has CPUs, unless they say otherwise."""
     given = "torch_threads" in base.cfg["train"]["params"]
     return base.words if given else [*base.words, f"train.params.torch_threads={max(1, int(cpus))}"]
+
+
+def main(usage: str | None, run: Callable[[list[str]], Any]) -> None:
+    """Of both commands: `run` with the command line's words, or the usage."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(usage)
+        return
+    with main_guard():
+        run(sys.argv[1:])

@@ -12,7 +12,6 @@ import dataclasses
 import math
 import os
 import shlex
-import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +22,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from core.cli import main_guard
 from core.config import CONFIG_DIR
 from core.errors import UserError
 from core.schema import Count, Natural, NonNegative, Positive, Seed, Text
@@ -234,13 +232,5 @@ def _write_tuned(options: Options, base: search.Base, folder: Path, rows: list[R
         print(f"the best: {path}\n{there} was there before and still counts; overwrite=true replaces it, or: mv {path} {there}")
 
 
-def main() -> None:
-    if {"--help", "-h"} & set(sys.argv[1:]):
-        print(__doc__)
-        return
-    with main_guard():
-        run(sys.argv[1:])
-
-
 if __name__ == "__main__":
-    main()
+    search.main(__doc__, run)

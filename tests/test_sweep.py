@@ -101,7 +101,7 @@ def test_mistakes_are_told_before_anything_starts(argv, told, tmp_path, capsys, 
         sys, "argv", ["sweep", "train=PPO", *([] if "task=CartPol" in argv else ["task=CartPole"]), *argv, f"runs_dir={tmp_path}/runs"]
     )
     with pytest.raises(SystemExit) as exit:
-        sweep.main()
+        search.main(sweep.__doc__, sweep.run)
     out, err = capsys.readouterr()
     assert exit.value.code == 2
     assert told in err
