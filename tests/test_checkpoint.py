@@ -65,7 +65,8 @@ def _equal(a, b):
 
 
 def test_environments_without_state_restart_and_the_rest_goes_on(tmp_path):
-    task = ["task=CartPole", *SMALL, f"run_dir={tmp_path}/run", "train.params.config.save_best_after=1"]
+    batch = "train.params.config.minibatch_size_per_env=16"  # all rows: the task's tuned pair has more than SMALL's rollouts give
+    task = ["task=CartPole", *SMALL, batch, f"run_dir={tmp_path}/run", "train.params.config.save_best_after=1"]
     command(*task, "max_epochs=8")
     before = checkpoint.load(tmp_path / "run" / "nn" / "last.pth")
     result = command(f"resume={tmp_path}/run", "max_epochs=9")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -193,7 +194,10 @@ def test_a_population_copies_the_best(tmp_path):
     assert 3_000 <= int(changed["frames"]) < 3_600
     assert "the best member: " in out
     lines = read_metrics(tmp_path / "mine" / f"member_000{worst}" / "metrics.jsonl")
-    assert [line["epoch"] for line in lines] == list(range(1, len(lines) + 1))
+    epochs = [line["epoch"] for line in lines]  # in order, none twice; the one copied from may have needed an epoch more, or fewer
+    assert epochs == sorted(set(epochs))
+    assert epochs[0] == 1
+    assert max(after - before for before, after in itertools.pairwise(epochs)) <= 2
 
 
 # ---- kill -9 and Ctrl-C -----------------------------------------------------------------------------------------------------
