@@ -12,6 +12,12 @@ class UserError(Exception):
     exit_status = 2
 
 
+class Exhausted(UserError):
+    """The machine had not enough of something just now: told in the same way, but another attempt may succeed."""
+
+    exit_status = 1
+
+
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name closest to a misspelt one, or None where nothing is close."""
     found = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)

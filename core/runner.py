@@ -22,7 +22,7 @@ from core import checkpoint, registry
 from core.config import check, check_batch, to_params
 from core.console import batch_arithmetic, print_eval_table, print_result, print_run_table
 from core.context import RunContext
-from core.errors import UserError
+from core.errors import Exhausted, UserError
 from core.observers import Run, make_observers
 from core.policy import Policy
 from core.process import FirstStep, keep_freed_memory, peak_memory_mb
@@ -405,7 +405,7 @@ def out_of_memory(error: BaseException, params: dict[str, Any]) -> UserError | N
         return None
     config = params["config"]
     sizes = ", ".join(f"{key} ({config[key]})" for key in ("num_actors", "horizon_length", "minibatch_size") if key in config)
-    return UserError(
+    return Exhausted(
         f"out of GPU memory: {str(error).splitlines()[0]} Lower one of {sizes}, or the network's units; num_actors is num_envs"
     )
 

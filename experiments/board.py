@@ -109,7 +109,7 @@ def status(rows: Sequence[Row], parallel: int | None = None) -> Group:
             where = f"on {seen.holder['host']}, process {seen.holder['pid']}" if seen.holder else ""
             parts.append(Text("  ".join(["running:", cell.name, *_fields(cell, seen, pace), where])))
         if seen.state == "failed":
-            parts.append(Text(f"failed {len(seen.errors)} times: {cell.name}: {last_line(seen)}  ({cell.path / 'train.log'})", "red"))
+            parts.append(Text(f"{times(len(seen.errors))}: {cell.name}: {last_line(seen)}  ({cell.path / 'train.log'})", "red"))
         if seen.state == "interrupted" and seen.errors:
             parts.append(Text(f"interrupted after an error: {cell.name}: {last_line(seen)}  ({cell.path / 'train.log'})", "yellow"))
     now = sum(seen.state == "running" for _, seen in rows)
@@ -125,6 +125,10 @@ def totals(rows: Sequence[Row], pace: Pace, parallel: int) -> str:
     if left is None:
         return f"{text}; time left: not known before a first run"
     return f"{text}; about {duration(left)} to go with {parallel} at a time" if left else text
+
+
+def times(errors: int) -> str:
+    return "failed once" if errors == 1 else f"failed {errors} times"
 
 
 def last_line(seen: Progress) -> str:

@@ -33,7 +33,7 @@ class Progress:
 
 def look(folder: Path, protocol: dict[str, Any], retries: int) -> Progress:
     """Where the cell stands. `protocol`: {"games_num", "seed"} that its evaluation must have had; `retries`: further attempts after the
-    first that failed."""
+    first that failed, of which a refusal (exit status 2: a mistake of the user's) has none."""
     cell = read(folder / "cell.json") or {}
     errors = tuple(cell.get("errors", ()))
     epoch = last_epoch(folder / "metrics.jsonl") or {}
@@ -43,7 +43,7 @@ def look(folder: Path, protocol: dict[str, Any], retries: int) -> Progress:
         state = "running"
     elif trained(folder) and played is not None:
         state = "done"
-    elif len(errors) > retries:
+    elif len(errors) > retries or (errors and cell.get("refused")):
         state = "failed"
     elif trained(folder) or (folder / "nn" / "last.pth").is_file():
         state = "interrupted"

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from core.errors import UserError
 from core.files import write_text
 from experiments import claims, leash, progress
 
@@ -59,7 +60,7 @@ def run(job: Job) -> str:
         if status in (STOPPED, TAKEN):
             return "stopped" if status == STOPPED else "taken"
         if status != 0:
-            note(folder, job.record, error=error)
+            note(folder, job.record, error=error, refused=status == UserError.exit_status)
 
 
 def _outlast(folder: Path) -> None:
@@ -72,16 +73,17 @@ def _outlast(folder: Path) -> None:
         time.sleep(0.2)
 
 
-def note(folder: Path, record: dict[str, Any], *, attempt: int = 0, error: str | None = None) -> None:
-    """Writes cell.json with so many more attempts and, where one failed, its last lines."""
+def note(folder: Path, record: dict[str, Any], *, attempt: int = 0, error: str | None = None, refused: bool = False) -> None:
+    """Writes cell.json with so many more attempts and, where one failed, its last lines. `refused`: by a UserError, which another attempt
+    would meet again."""
     old = progress.read(folder / "cell.json") or {}
     errors = [*old.get("errors", []), *([] if error is None else [error])]
-    _write(folder, {**record, "attempts": old.get("attempts", 0) + attempt, "errors": errors})
+    _write(folder, {**record, "attempts": old.get("attempts", 0) + attempt, "errors": errors, "refused": refused})
 
 
 def forgive(folder: Path) -> None:
     """Forgets the errors in cell.json, so that the cell is tried again."""
-    _write(folder, {**(progress.read(folder / "cell.json") or {}), "errors": []})
+    _write(folder, {**(progress.read(folder / "cell.json") or {}), "errors": [], "refused": False})
 
 
 def _write(folder: Path, cell: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from core.run_dir import read_metrics
-from experiments import claims, suites
+from experiments import claims, suites, worker
+from experiments.cells import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -173,6 +174,21 @@ def test_a_suite_runs_what_is_missing_and_names_what_failed(tmp_path):
     assert snapshot(good) == {path: when for path, when in before.items() if path.is_relative_to(good)}
     check_whole(bad, attempts=3)
     assert [s["exit_reason"].split(":")[0] for s in file(bad, "run.json")["sessions"]] == ["failed", "failed", "max_frames"]
+
+
+def test_what_is_refused_is_tried_once(tmp_path):
+    """RPO needs continuous actions, which only the environment tells: a mistake, so no attempt more."""
+    words = make_suite(tmp_path, 4096, tasks={"TorchCartPole": {"frames": 4096}})
+    (cell,) = plan(suites.load(words[0].partition("=")[2]), ["RPO"], [0], tmp_path / "runs")
+    job = worker.Job(str(cell.path), cell.record(), cell.passing, 2, 1, str(ROOT))
+    for _ in range(2):  # the second time it is known
+        assert worker.run(job) == "failed"
+        told = file(cell.path, "cell.json")
+        assert (told["attempts"], len(told["errors"]), told["refused"]) == (1, 1, True)
+        assert "error: " in told["errors"][0]
+        assert "continuous" in told["errors"][0]
+    worker.forgive(cell.path)
+    assert cell.state() == "left"
 
 
 @pytest.mark.long
