@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from core import config, registry
+from experiments import suites
 from tests.config_setup import effective
 
 TRAIN = sorted((config.CONFIG_DIR / "train").glob("*.yaml"))
@@ -27,7 +28,22 @@ def test_every_algorithm_config(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((config.CONFIG_DIR / "tuned").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_tuned_pair(path: Path) -> None:
     registry.discover()
-    task, train = path.stem.split("-")
-    params = config.to_params(config.check(effective(f"task={task}", f"train={train}")))
+    """Those named <Task>-<Algo> are found by themselves; another is for several tasks, and asked for by its name."""
+    registry.discover()
+    task, _, train = path.stem.partition("-")
+    words = (f"task={task}", f"train={train}") if train else ("task=Hopper", "train=RPO", f"tuned={path.stem}")
+    params = config.to_params(config.check(effective(*words)))
     config.check_batch(params)
     assert path.read_text().startswith("# @package _global_")
+
+
+@pytest.mark.parametrize("task", suites.load("mujoco").tasks)
+def test_mujoco_has_one_setting(task: str) -> None:
+    """What `train.py task=<Task>` runs with PPO is what the suite runs: cfg/tuned/mujoco.yaml, and for one task its own discount."""
+    registry.discover()
+    own, shared = (config.to_params(config.check(effective(f"task={task}", *words))) for words in ((), ("tuned=mujoco",)))
+    gammas = own["config"].pop("gamma"), shared["config"].pop("gamma")
+    assert own == shared
+    assert gammas == ((0.9999, 0.99) if task == "Swimmer" else (0.99, 0.99))
+    overrides = suites.load("mujoco").tasks[task].overrides
+    assert list(overrides) == (["train.params.config.gamma=0.9999"] if task == "Swimmer" else [])
