@@ -45,7 +45,7 @@ class Options:
     """The population's own keys; every other word is train.py's."""
 
     population: Annotated[int, Field(ge=2)]
-    space: Text = "ppo_pbt"
+    space: Text | None = None  # null: the shipped one that fits the run's lr_schedule
     interval: Count = 100_000  # frames between two choices
     frames: Count | None = None  # of a member; null: as the train config says
     quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25  # of the members that are replaced, and that are copied
@@ -66,7 +66,7 @@ def run(argv: list[str]) -> list[dict[str, Any]]:
     before anything is started for what cannot work, and afterwards where no member came to a result; KeyboardInterrupt where stopped."""
     options, rest = search.parse(argv, Options)
     base = search.base(rest, options.frames)
-    path = space.find(options.space)
+    path = space.find(options.space or shipped_space(base.cfg))
     knobs = space.load(path, base.cfg)
     check_changeable(knobs, base.cfg, path)
     if options.interval > base.frames:
@@ -84,6 +84,11 @@ def run(argv: list[str]) -> list[dict[str, Any]]:
         intervals = math.ceil(base.frames / options.interval)
         _finish(last, [key.key for key in knobs], folder, options, intervals)
     return last
+
+
+def shipped_space(cfg: dict[str, Any]) -> str:
+    """The name of the space for runs that `cfg` describes: what steers the learning rate depends on its schedule."""
+    return "ppo_pbt_adaptive" if cfg["train"]["params"]["config"].get("lr_schedule") == "adaptive" else "ppo_pbt"
 
 
 def check_changeable(knobs: list[Knob], cfg: dict[str, Any], path: Path) -> None:

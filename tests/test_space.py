@@ -138,9 +138,14 @@ def test_the_shipped_spaces_make_whole_batches(path, cfg):
 # ---- populations ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_shipped_population_space_fits_its_example():
-    path = space.find("ppo_pbt")
-    cfg = resolve("task=Ant", "train=PPO")
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [(("task=Ant",), "ppo_pbt"), (("task=Ant", "~tuned"), "ppo_pbt_adaptive"), (("task=CartPole",), "ppo_pbt")],
+)
+def test_a_population_without_a_space_gets_the_one_that_fits(words, name):
+    cfg = resolve(*words, "train=PPO")
+    assert pbt.shipped_space(cfg) == name
+    path = space.find(name)
     pbt.check_changeable(space.load(path, cfg), cfg, path)
 
 

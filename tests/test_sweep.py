@@ -176,7 +176,7 @@ def test_the_shipped_space(tmp_path):
 
 
 def test_a_population_copies_the_best(tmp_path):
-    """With the shipped space, which steers the adaptive learning rate."""
+    """With the shipped space for the adaptive learning rate, which it steers."""
     argv = ("population=2", "quantile=0.5", "interval=1_500", "frames=3_000", f"runs_dir={tmp_path}", "name=mine")
     status, out, err = finish(start("pbt", *argv, "train.params.config.lr_schedule=adaptive"))
     assert (status, err) == (0, ""), out
