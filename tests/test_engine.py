@@ -234,6 +234,47 @@ def test_a_killed_worker_costs_nothing(tmp_path):
     check_whole(first, attempts=1)
 
 
+@pytest.fixture
+def two_nodes():
+    """A head node that runs nothing and two more with a CPU each, all on loopback: a cluster to whatever joins it."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        yield cluster, [cluster.add_node(num_cpus=1) for _ in range(2)]
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_lost_node_costs_no_finished_run(tmp_path, two_nodes):
+    """Two machines run one suite, a run each at a time. One is lost: what it ran goes on, on the other one, from its checkpoint."""
+    cluster, nodes = two_nodes
+    words = [*make_suite(tmp_path, LONG), "algos=PPO", "seeds=3", f"ray_address={cluster.address}"]
+    process = start(*words)
+    running = training(tmp_path, count=2)
+    where = {folder: _node_of(pid, nodes) for folder, pid in running.items()}
+    assert set(where.values()) == {0, 1}
+    lost = next(folder for folder in where if where[folder] == 0)
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    wait_for(lambda: gone(running[lost]), "the end of the lost node's run", 30)
+    status, out, err = finish(process, timeout=600)
+    assert (status, err) == (0, "")
+    assert "3 done" in out
+    for folder in cells(tmp_path).values():
+        check_whole(folder, attempts=2 if folder == lost else 1)
+    assert [s["exit_reason"] for s in file(lost, "run.json")["sessions"]] == ["killed", "max_frames"]
+
+
+def _node_of(pid, nodes):
+    """Which node's raylet has started this process."""
+    raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
+    above = {process.pid for process in psutil.Process(pid).parents()}
+    (index,) = (i for i, raylet in enumerate(raylets) if raylet in above)
+    return index
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
