@@ -234,18 +234,6 @@ def test_a_killed_worker_costs_nothing(tmp_path):
     check_whole(first, attempts=1)
 
 
-@pytest.fixture
-def two_nodes():
-    """A head node that runs nothing and two more with a CPU each, all on loopback: a cluster to whatever joins it."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        yield cluster, [cluster.add_node(num_cpus=1) for _ in range(2)]
-    finally:
-        cluster.shutdown()
-
-
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_lost_node_costs_no_finished_run(tmp_path, two_nodes):
