@@ -40,7 +40,7 @@ def test_every_tuned_pair(path: Path) -> None:
     assert path.read_text().startswith("# @package _global_")
 
 
-@pytest.mark.parametrize("task", ["Walker2d", "Ant", "Humanoid"])
+@pytest.mark.parametrize("task", ["Hopper", "Walker2d", "Ant", "Humanoid"])
 def test_mujoco_has_one_setting(task: str) -> None:
     """What `train.py task=<Task>` runs with PPO is what the suite runs, where no pair of its own was worth it."""
     registry.discover()
