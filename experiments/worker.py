@@ -48,6 +48,8 @@ class Job:
 
 def run(job: Job) -> str:
     """'done', 'failed', 'stopped' or 'taken' (by another process). KeyboardInterrupt lets the run save and end."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited from a command in a shell's background: Ray could not interrupt
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = Path(job.path)
     while True:
         _outlast(folder)

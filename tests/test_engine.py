@@ -265,11 +265,18 @@ def _node_of(pid, nodes):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
+@pytest.mark.parametrize("background", [False, True], ids=["Ctrl-C", "kill, in the background"])
+def test_a_stopped_suite_saves_and_the_same_command_goes_on(tmp_path, background):
+    """A shell without job control starts what ends in & with SIGINT ignored, and all that it starts inherits that."""
     words = [*make_suite(tmp_path, LONG), "algos=PPO", "seeds=3"]
-    process = start(*words)
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN) if background else None
+    try:
+        process = start(*words)
+    finally:
+        if background:
+            signal.signal(signal.SIGINT, old)
     running = training(tmp_path, count=2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM if background else signal.SIGINT)
     status, out, err = finish(process, timeout=60)
     assert (status, err) == (130, "")
     assert "stopping: every run ends its epoch and saves" in out
