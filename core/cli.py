@@ -7,7 +7,7 @@ import contextlib
 import copy
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -249,6 +249,8 @@ def _dry_run(overrides: list[str], flags: argparse.Namespace, config_dir: Path) 
             composed = hydra.compose(flags.config_name or "config", overrides=attempt, return_hydra_config=True)
         if any(override.lstrip("+~").split("=")[0] == "tuned" for override in overrides):
             _check_tuned(overrides, flags.config_name or "config")
+    if composed is not None and flags.config_dir is not None:
+        _check_shadowed(composed.hydra.runtime.choices, Path(flags.config_dir).resolve(), config_dir.resolve())
     return composed
 
 
@@ -275,6 +277,17 @@ def _check_tuned(overrides: list[str], config_name: str) -> None:
         single = not override.is_delete() and not override.is_sweep_override()
         if override.key_or_group == "tuned" and single and override.value() not in valid:
             raise unknown("tuned pair", str(override.value()), valid, "tuned=")
+
+
+def _check_shadowed(choices: Mapping[str, str], extra: Path, config_dir: Path) -> None:
+    """Hydra takes the shipped one of two files of the same name, and says nothing."""
+    for group in GROUPS:
+        own, shipped = (folder / group / f"{choices.get(group)}.yaml" for folder in (extra, config_dir))
+        if own.exists() and shipped.exists() and not own.samefile(shipped):
+            raise UserError(
+                f"--config-dir: '{own}' has the name of a shipped file, which Hydra would take in its place. Rename it, and ask for it "
+                f"by its name: {group}=NAME"
+            )
 
 
 @contextlib.contextmanager

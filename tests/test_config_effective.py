@@ -54,21 +54,34 @@ def test_wandb_and_modules_are_normalised(tmp_path: Path) -> None:
 @pytest.fixture
 def tuned(tmp_path: Path) -> str:
     (tmp_path / "tuned").mkdir()
-    (tmp_path / "tuned" / "Acrobot-PPO.yaml").write_text(
+    (tmp_path / "tuned" / "BipedalWalker-PPO.yaml").write_text(
         "# @package _global_\nmax_frames: 5\ntask: {num_envs: 3}\ntrain: {params: {config: {gamma: 0.5, tau: 0.6}}}"
     )
     return f"--config-dir={tmp_path}"
 
 
 def test_a_tuned_pair_outranks_defaults_and_yields_to_the_command_line(tuned: str) -> None:
-    cfg = effective(tuned, "task=Acrobot", "train.params.config.tau=0.7")
+    cfg = effective(tuned, "task=BipedalWalker", "train.params.config.tau=0.7")
     config = cfg["train"]["params"]["config"]
     assert (cfg["max_frames"], cfg["task"]["num_envs"], config["gamma"], config["tau"]) == (5, 3, 0.5, 0.7)
     assert effective(tuned, "task=TorchCartPole")["max_frames"] is None
 
 
+@pytest.mark.parametrize(("group", "name"), [("tuned", "Hopper-PPO"), ("task", "Hopper"), ("train", "PPO")])
+def test_a_file_that_a_shipped_one_would_shadow_is_refused(group: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / group).mkdir()
+    own = tmp_path / group / f"{name}.yaml"
+    own.write_text("# @package _global_\nmax_frames: 5")
+    with pytest.raises(UserError, match=rf"--config-dir: '{own}' has the name of a shipped file.*{group}=NAME"):
+        effective(f"--config-dir={tmp_path}", "task=Hopper", "train=PPO")
+    assert effective(f"--config-dir={tmp_path}", "task=Swimmer", "train=RPO")["task"]["name"] == "Swimmer"  # not asked for
+    own.rename(tmp_path / group / "Hopper-mine.yaml")
+    if group == "tuned":
+        assert effective(f"--config-dir={tmp_path}", "task=Hopper", "train=PPO", "tuned=Hopper-mine")["max_frames"] == 5
+
+
 def test_a_tuned_pair_is_not_for_another_yaml(tuned: str) -> None:
-    assert effective(tuned, "task=Acrobot", f"--file={STOCK / 'ppo_cartpole.yaml'}")["max_frames"] is None
+    assert effective(tuned, "task=BipedalWalker", f"--file={STOCK / 'ppo_cartpole.yaml'}")["max_frames"] is None
 
 
 # ---- rl_games YAMLs -----------------------------------------------------------------------------------------------------------
@@ -220,7 +233,7 @@ def test_runs_and_checkpoints_that_are_not_there(run: Path) -> None:
 
 def test_a_tuned_pair_cannot_be_laid_over_a_run(run: Path, tuned: str) -> None:
     with pytest.raises(UserError, match="tuned= has no meaning on top of a run's own config"):
-        effective(tuned, f"resume={run}", "tuned=Acrobot-PPO")
+        effective(tuned, f"resume={run}", "tuned=BipedalWalker-PPO")
 
 
 def test_a_broken_saved_config(run: Path) -> None:

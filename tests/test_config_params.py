@@ -32,12 +32,12 @@ def test_our_ppo() -> None:
     ],
 )
 def test_num_envs_over_num_actors_over_the_task(argv: list[str], envs: int) -> None:
-    assert params("task=Acrobot", "task.num_envs=3", *argv)["config"]["num_actors"] == envs
+    assert params("task=BipedalWalker", "task.num_envs=3", *argv)["config"]["num_actors"] == envs
 
 
 def test_no_number_of_environments() -> None:
     with pytest.raises(UserError, match="num_envs is missing"):
-        params("task=Acrobot", "task.num_envs=null")
+        params("task=BipedalWalker", "task.num_envs=null")
 
 
 def test_limits() -> None:
