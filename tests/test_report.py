@@ -253,6 +253,18 @@ def test_the_commands_that_make_it_again_are_told(tmp_path):
     assert section(build(suite, tmp_path), "versions").commands[0].endswith("seeds=[0,1,2,11]")
 
 
+def test_a_run_is_told_by_what_makes_it_again(tmp_path):
+    """The cell's words for train.py, not the command of the worker that carried it."""
+    suite = make(tmp_path, {"PPO": range(2)}, tasks=("A",))
+    (file,) = tmp_path.glob("mine/A/PPO/seed1-*/cell.json")
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "overrides": ["task=A", "train.params.network.mlp.units=[8, 8]", "seed=1"]})
+    )
+    extra = section(build(suite, tmp_path), "runs").tables[0].extra
+    commands = [line["command"] for line in extra]
+    assert commands == ["train.py train=PPO task=A", "python train.py task=A 'train.params.network.mlp.units=[8, 8]' seed=1"]
+
+
 def test_uncommitted_code_is_told_beside_the_commit(tmp_path):
     suite = make(tmp_path, {"PPO": range(5)}, tasks=("A",))
     (file,) = tmp_path.glob("mine/A/PPO/seed2-*/run.json")

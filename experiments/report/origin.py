@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 from typing import Any
 
+from experiments import progress
 from experiments.report import words
 from experiments.report.differences import between
 from experiments.report.sections import Section
@@ -83,7 +84,7 @@ def _references(chosen: Selection) -> Section:
 def _runs(chosen: Selection) -> Section:
     head = ["task", "algorithm", "seed", "state", "frames", "seconds", "frames/s", *(f"{c}, {m}" for c, m in MEASURES), "commit", "key"]
     runs = [run for task in chosen.tasks for algo in chosen.algos for run in chosen.results.of(algo, task)]
-    extra = [{"command": shlex.join(_command(run.run)), "directory": run.path.name} for run in runs]
+    extra = [{"command": shlex.join(_command(run)), "directory": run.path.name} for run in runs]
     table = Table("runs", "Every run", head, [_run_row(run) for run in runs], extra)
     return Section("runs", "Every run", "", tables=[table], folded=True)
 
@@ -139,9 +140,11 @@ def _machine(run: dict[str, Any]) -> str:
     return ", ".join([*parts, *found.get("gpus", [])])
 
 
-def _command(run: dict[str, Any]) -> list[str]:
-    """What started it; what resumed it says less."""
-    sessions = run.get("sessions") or [run]
+def _command(run: RunResult) -> list[str]:
+    """What makes it again: train.py with the cell's words; without those, what started it (what resumed it says less)."""
+    if overrides := (progress.read(run.path / "cell.json") or {}).get("overrides"):
+        return ["python", "train.py", *overrides]
+    sessions = run.run.get("sessions") or [run.run]
     return [str(word) for word in sessions[0].get("command", [])]
 
 
