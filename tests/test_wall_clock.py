@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -77,6 +78,12 @@ def test_ours_for_real(tmp_path, monkeypatch, capsys):
     assert run["frames"] < 100_000
     assert "| CartPole | 25 | " in capsys.readouterr().out
     assert "| CartPole | 25 | " in (tmp_path / "out" / "wall_clock.md").read_text()
+
+
+def test_a_run_that_is_killed_is_no_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(wall_clock, "command", lambda *_: ([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], tmp_path / "none"))
+    with pytest.raises(UserError, match="a run failed"):
+        wall_clock.measure("ours", "CartPole", 0, tmp_path / "log", 60)
 
 
 def test_a_run_that_fails_tells_its_log(tmp_path, monkeypatch):

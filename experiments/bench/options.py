@@ -16,13 +16,15 @@ from experiments.bench.sides import ROOT, Side, sides
 from experiments.bench.workloads import WORKLOADS
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A mistake is a UserError."""
+
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. See python -m experiments.bench --help")
+        raise UserError(f"{message}. See {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m experiments.bench", description="Speed of this repository against stock rl_games.", allow_abbrev=False)
+    parser = Parser(prog="python -m experiments.bench", description="Speed of this repository against stock rl_games.", allow_abbrev=False)
     parser.add_argument("--workloads", metavar="A,B,...", help=f"of {', '.join(WORKLOADS)} (default: all that this machine can run)")
     parser.add_argument("--rounds", type=int, help="rounds, in each of which every side runs once (default 5; with --scaling 1)")
     parser.add_argument("--epochs", type=int, help="measured epochs of every run (default: chosen per workload)")
@@ -59,7 +61,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _workloads(options: argparse.Namespace) -> list[str]:
     if options.scaling and options.workloads is None:
         return []
-    chosen = _names("--workloads", options.workloads, WORKLOADS, "workload") if options.workloads else list(WORKLOADS)
+    chosen = names("--workloads", options.workloads, WORKLOADS, "workload") if options.workloads else list(WORKLOADS)
     missing = [name for name in chosen if WORKLOADS[name].device == "cuda"] if options.device == "cpu" else []
     options.not_measured += [f"{name} ({WORKLOADS[name].title}): this machine has no CUDA device" for name in missing]
     if missing == chosen:
@@ -72,7 +74,7 @@ def _counts(options: argparse.Namespace) -> dict[str, tuple[int, ...]]:
         if options.envs:
             raise UserError("--envs is for --scaling")
         return {}
-    kinds = _names("--scaling", options.scaling, COUNTS, "kind of environment")
+    kinds = names("--scaling", options.scaling, COUNTS, "kind of environment")
     if not options.envs:
         return {kind: COUNTS[kind] for kind in kinds}
     try:
@@ -87,14 +89,14 @@ def _counts(options: argparse.Namespace) -> dict[str, tuple[int, ...]]:
 def _sides(options: argparse.Namespace) -> list[Side]:
     made = sides(options.ours, options.variant)
     if options.peers:
-        asked = list(peers.PEERS) if options.peers == "all" else _names("--peers", options.peers, peers.PEERS, "peer")
+        asked = list(peers.PEERS) if options.peers == "all" else names("--peers", options.peers, peers.PEERS, "peer")
         for name in asked:
             if peers.version(name) is None:
                 options.not_measured.append(f"peer {name}: {peers.PEERS[name].distribution} is not installed (pip install '.[bench]')")
             else:
                 made.append(Side(name, peer=name))
-    names = [side.name for side in made]
-    taken = next((name for name in names if names.count(name) > 1 or name == "raw"), None)
+    labels = [side.name for side in made]
+    taken = next((label for label in labels if labels.count(label) > 1 or label == "raw"), None)
     if taken:
         raise UserError(f"--ours, --variant: the name '{taken}' is taken; choose another")
     if options.no_stock:
@@ -102,12 +104,13 @@ def _sides(options: argparse.Namespace) -> list[Side]:
     return made
 
 
-def _names(option: str, text: str, valid: Sequence[str] | dict, what: str) -> list[str]:
-    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
-    for name in names:
+def names(option: str, text: str, valid: Sequence[str] | dict, what: str) -> list[str]:
+    """The names in a comma-separated text, each once. Raises UserError for one that is not valid, with the nearest."""
+    found = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in found:
         if name not in valid:
             raise unknown(what, name, valid, option)
-    return names
+    return found
 
 
 def _has_cuda() -> bool:

@@ -17,12 +17,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from core.cli import main_guard
-from core.errors import UserError, unknown
+from core.errors import UserError
 from experiments import leash
 from experiments.bench import chart, peers, report
+from experiments.bench.options import Parser, names
 from experiments.bench.sides import ROOT, Side
 
 LOOK_SECONDS = 0.05
@@ -44,14 +45,9 @@ TASKS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. See python -m experiments.bench.wall_clock --help")
-
-
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The options: `tasks`, `sides`, `seeds` as lists. Raises UserError for what cannot be."""
-    parser = _Parser(prog="python -m experiments.bench.wall_clock", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m experiments.bench.wall_clock", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--tasks", default=",".join(TASKS), help=f"of {', '.join(TASKS)} (default: all)")
     parser.add_argument("--sides", default=",".join(SIDES), help=f"of {', '.join(SIDES)} (default: both)")
     parser.add_argument("--seeds", default="0,1,2", help="(default: 0,1,2)")
@@ -59,11 +55,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder for the results (default: runs/wall_clock_<time>)")
     options = parser.parse_args(argv)
     for name, valid in (("tasks", TASKS), ("sides", SIDES)):
-        words = getattr(options, name).split(",")
-        for word in words:
-            if word not in valid:
-                raise unknown(name[:-1], word, valid, f"--{name}")
-        setattr(options, name, words)
+        setattr(options, name, names(f"--{name}", getattr(options, name), valid, name[:-1]))
     if not all(seed.isdigit() for seed in options.seeds.split(",")):
         raise UserError(f"--seeds is '{options.seeds}', but must be whole numbers, e.g. 0,1,2")
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
@@ -98,9 +90,10 @@ def measure(side: str, task: str, seed: int, folder: Path, limit: float) -> dict
         process = leash.start(argv, log, os.environ, str(ROOT))
         try:
             reached = watch(process, file, TASKS[task], started, limit)
+            status = process.poll()  # None: it is to be ended now
         finally:
             leash.end(process)
-    if process.returncode and process.returncode > 0:
+    if status:  # a negative one is a signal's: killed for memory, say
         raise UserError(f"a run failed: {' '.join(argv)}\n{(folder / 'log.txt').read_text(errors='replace')[-2000:]}")
     return reached
 

@@ -16,7 +16,10 @@ MUTED = "#8a8f98"
 
 def chart(panel: Panel) -> dict[str, Any]:
     """{"data", "layout"} for Plotly.newPlot. A trace's `meta` is the algorithm that it belongs to, null where it is always shown."""
-    return _intervals(panel) if isinstance(panel, Intervals) else _lines(panel)  # type: ignore[arg-type]
+    if isinstance(panel, Intervals):
+        return _intervals(panel)
+    assert isinstance(panel, Lines), "panels.py has these two"
+    return _lines(panel)
 
 
 def _intervals(panel: Intervals) -> dict[str, Any]:
