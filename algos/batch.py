@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -71,17 +72,19 @@ class Batch:
 
     def take(self, index: Any) -> Batch:
         """Rows by index, mask or slice. With memory, `index` counts sequences instead of rows."""
-        recurrent = self._fields.get("rnn_states") is not None
-        select = self._sequences(index) if recurrent else _rows_of(index)
+        select = self._sequences(index) if self._is_recurrent else _rows_of(index)
         rows = Cut(self, lambda value: tree_map(select, value))
         states = Cut(self, lambda value: [state[:, index, :].contiguous() for state in value])
         fields = {name: None if value is None else states if name in SEQUENCE_FIELDS else rows for name, value in self._fields.items()}
-        return Batch(fields, self.seq_length, self._rows(index) if recurrent else index)
+        return Batch(fields, self.seq_length, self._rows(index) if self._is_recurrent else index)
 
     def write(self, minibatch: Batch, **fields: Tensor) -> None:
         """Writes new values of fields into the rows that a minibatch came from."""
         for name, value in fields.items():
-            self._read(name)[minibatch.index] = value
+            if isinstance(minibatch.index, Tensor):
+                self._read(name).index_copy_(0, minibatch.index, value)
+            else:
+                self._read(name)[minibatch.index] = value
 
     def draw_order(self) -> Tensor:
         """A random order (L,) of the rows (with memory: of the sequences)."""
@@ -101,20 +104,31 @@ class Batch:
             for start, end in itertools.pairwise(edges):
                 yield self.take(slice(start, end))
             return
-        shuffled = self.take(order)  # each field is put in order once, and its minibatches are slices; but large ones are cut out
-        start = 0
-        for index in torch.tensor_split(order, count):
-            part, direct = shuffled.take(slice(start, start + len(index))), self.take(index)
-            start += len(index)
-            fields = {name: direct._fields[name] if self._is_large(name) else value for name, value in part._fields.items()}
-            yield Batch(fields, self.seq_length, direct.index)
+        orders = torch.tensor_split(order, count)
+        pieces = self.take(order)._pieces([len(rows) for rows in orders])
+        large = {name for name, value in self._fields.items() if isinstance(value, Tensor) and value.nbytes > LARGE}
+        for i, rows in enumerate(orders):
+            part = Cut(pieces, operator.itemgetter(i))
+            fields: dict[str, Any] = {name: None if value is None else part for name, value in self._fields.items()}
+            if large:
+                direct = self.take(rows)._fields
+                fields.update({name: direct[name] for name in large})
+            yield Batch(fields, self.seq_length, self._rows(rows) if self._is_recurrent else rows)
+
+    def _pieces(self, sizes: list[int]) -> Batch:
+        """A batch whose fields are tuples: the parts of `sizes` rows (with memory: sequences), all cut when the first of them is read."""
+        rows = [size * self.seq_length for size in sizes] if self._is_recurrent else sizes
+        cut = Cut(self, lambda value: _split(value, rows))
+        states = Cut(self, lambda value: [[part.contiguous() for part in parts] for parts in _by_piece(value, sizes)])
+        fields = {name: None if value is None else states if name in SEQUENCE_FIELDS else cut for name, value in self._fields.items()}
+        return Batch(fields)
+
+    @property
+    def _is_recurrent(self) -> bool:
+        return self._fields.get("rnn_states") is not None
 
     def _total(self) -> int:
-        return len(self) // self.seq_length if self._fields.get("rnn_states") is not None else len(self)
-
-    def _is_large(self, name: str) -> bool:
-        value = self._fields[name]
-        return isinstance(value, Tensor) and value.nbytes > LARGE
+        return len(self) // self.seq_length if self._is_recurrent else len(self)
 
     def _sequences(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -127,6 +141,18 @@ class Batch:
             return slice(index.start * self.seq_length, index.stop * self.seq_length)
         steps = torch.arange(self.seq_length, device=index.device)
         return (index.unsqueeze(1) * self.seq_length + steps).flatten()
+
+
+def _split(value: Any, sizes: list[int]) -> Any:
+    """A tensor, or a dict of them, in parts."""
+    if isinstance(value, dict):
+        parts = {key: _split(sub, sizes) for key, sub in value.items()}
+        return [{key: parts[key][i] for key in parts} for i in range(len(sizes))]
+    return value.split(sizes)
+
+
+def _by_piece(states: list[Tensor], sizes: list[int]) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*[state.split(sizes, dim=1) for state in states], strict=True)
 
 
 def _rows_of(index: Any) -> Callable[[Tensor], Tensor]:

@@ -16,6 +16,7 @@ from algos.flat_adam import FlatAdam
 from algos.fused_losses import Categorical, Gaussian, Tape, loss_rows
 from algos.heads import Output
 from algos.hooks import Hooks
+from core.fused_twins import TwinNet
 
 if TYPE_CHECKING:
     from algos.fast import Fast
@@ -31,13 +32,19 @@ class ByHand:
         agent = fast.agent
         self.fast = fast
         assert fast.fused is not None
-        self.net = fast.fused
         self.optimizer: Any = agent.optimizer
         self.sigma: nn.Parameter | None = fast.net.sigma if fast.continuous else None
         self.bounds = agent.head.bounds_coef
-        order = {id(p): i for i, p in enumerate(self.optimizer.parameters)}
-        own = [*self.net.parameters, *([] if self.sigma is None else [self.sigma])]
-        self.places = [order[id(p)] for p in own]
+        sigma = [] if self.sigma is None else [self.sigma]
+        twins = TwinNet.of(fast.fused)
+        self.net: Any = twins or fast.fused
+        if twins is not None:
+            self.optimizer.lay_out([*twins.order, *sigma])
+            twins.tie()
+        self.into = self.optimizer.gradients(self.net.parameters)
+        if twins is not None:
+            self.into = twins.stack(self.into)
+        self.into_sigma = self.optimizer.gradients(sigma)
 
     @staticmethod
     def of(fast: Fast) -> ByHand | None:
@@ -76,10 +83,10 @@ class ByHand:
             d_head, _ = Categorical.backward(dist, rows.d_neglogp, rows.d_entropy, None)
         if rows.d_mus is not None:
             d_head += rows.d_mus
-        grads: list[Any] = self.net.backward_by_hand(obs, work, d_head, rows.d_values)
+        self.net.backward_into(obs, work, d_head, rows.d_values, self.into)
         self.net.give_back(work)
         if self.sigma is not None:
-            grads.append(d_sigma)
-        self.optimizer.step_with(grads, self.places, agent.grad_norm if agent.truncate_grads else None, agent.ranks)
+            self.into_sigma[0].copy_(d_sigma)
+        self.optimizer.step_in_place(agent.grad_norm if agent.truncate_grads else None, agent.ranks)
         parts = self.fast.named(rows.losses)
         return out, parts if rows.share is None else {name: rows.mean(value) for name, value in parts.items()}

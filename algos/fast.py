@@ -91,10 +91,10 @@ class Fast:
         return None
 
     def refresh(self) -> None:
-        """Takes over what the normalizers have learned."""
-        for stats in (self.stats, self.value_stats):
-            if stats is not None:
-                stats.refresh()
+        """Takes over what normalizers and network have learned."""
+        for part in (self.stats, self.value_stats, self.fused):
+            if part is not None:
+                part.refresh()
 
     # ---- forward passes ----------------------------------------------------------------------------------------------
 

@@ -18,6 +18,20 @@ else:
     Base = object
 
 
+class Given:
+    """A field (T, N, ...) of what environments give. NumPy writes its own arrays in a third of the time that torch takes to."""
+
+    def __init__(self, field: Tensor) -> None:
+        self.steps = field.unbind(0)
+        self.arrays = [step.numpy() for step in self.steps] if field.device.type == "cpu" else None
+
+    def put(self, n: int, value: Any) -> None:
+        if self.arrays is None or isinstance(value, Tensor):
+            self.steps[n].copy_(torch.as_tensor(value))
+        else:
+            self.arrays[n][...] = value
+
+
 class Steps:
     """The rollout's buffers step by step: lists of T views, cut once, because indexing costs as much as a small layer."""
 
@@ -30,9 +44,9 @@ class Steps:
         self.head = (rollout.mus if self.logits is None else self.logits).unbind(0)
         self.sigmas: Any = rollout.sigmas.unbind(0) if self.logits is None else None
         self.values = rollout.values.unbind(0)
-        self.rewards = rollout.raw_rewards.squeeze(2).unbind(0) if width == 1 else rollout.raw_rewards.unbind(0)
         self.dones = rollout.dones_after.unbind(0)
-        self.time_outs = rollout.time_outs.unbind(0)
+        self.rewards = Given(rollout.raw_rewards.squeeze(2) if width == 1 else rollout.raw_rewards)
+        self.ended, self.time_outs = Given(rollout.dones_after), Given(rollout.time_outs)
         self.normalized = torch.zeros_like(rollout.obs[0], dtype=torch.float32)
 
 
@@ -78,15 +92,15 @@ class FastCollector(Base):
             raw, rewards, dones, infos = self.vec_env.step(actions if self.vec_env.is_torch else actions.cpu().numpy())
             self.step_seconds += time.perf_counter() - start
             self.obs = self.read_obs(raw)
-            steps.rewards[n].copy_(torch.as_tensor(rewards))
-            steps.dones[n].copy_(torch.as_tensor(dones))
-            time_outs = torch.as_tensor(infos["time_outs"]) if isinstance(infos, dict) and "time_outs" in infos else None
+            time_outs = infos.get("time_outs") if isinstance(infos, dict) else None
+            steps.rewards.put(n, rewards)
+            steps.ended.put(n, dones)
             if time_outs is None:
-                steps.time_outs[n].zero_()
+                steps.time_outs.steps[n].zero_()
             else:
-                steps.time_outs[n].copy_(time_outs)
+                steps.time_outs.put(n, time_outs)
                 if wants_terminal and (self.on_gpu or time_outs.any()):
-                    cut_off.append((n, *self._cut_off(infos, time_outs)))
+                    cut_off.append((n, *self._cut_off(infos, torch.as_tensor(time_outs))))
             self.infos_are_read = self.algo_observer.reads(infos)
             if self.infos_are_read:
                 done_rows = steps.dones[n].nonzero(as_tuple=False)

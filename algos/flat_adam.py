@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,10 +24,11 @@ class FlatAdam(optim.Adam):
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, eps: float = 1e-8, weight_decay: float = 0.0) -> None:
         super().__init__(parameters, lr, eps=eps, weight_decay=weight_decay, fused=True)
-        self.parameters: list[nn.Parameter] = self.param_groups[0]["params"]
-        self._flatten()
+        self.lay_out(self.param_groups[0]["params"])
 
-    def _flatten(self) -> None:
+    def lay_out(self, order: Iterable[nn.Parameter]) -> None:
+        """Has the parameters lie side by side in this order, which no state dict knows. Comes before the first step."""
+        self.parameters: list[nn.Parameter] = list(order)
         first = self.parameters[0]
         self._flat = torch.empty(sum(p.numel() for p in self.parameters), dtype=first.dtype, device=first.device)
         for p, view in zip(self.parameters, self._views(self._flat), strict=True):
@@ -38,6 +39,7 @@ class FlatAdam(optim.Adam):
         self._gradients = self._views(self._grad)
         self._in_step = True  # all parameters have taken the same number of steps
         self._steps = torch.zeros(len(self.parameters), dtype=torch.float32, device=first.device)
+        self._count = self._steps[0]
         self._link_state()
 
     def _link_state(self) -> None:
@@ -54,17 +56,22 @@ class FlatAdam(optim.Adam):
     @torch.no_grad()
     def step_clipped(self, max_norm: float | None) -> bool:
         """Clips the gradient to `max_norm` (None: not) and steps. Returns False, and does nothing, where it cannot be done at once."""
-        grads = [p.grad for p in self.parameters]
-        if any(g is None for g in grads) or not self.lies_flat():
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        if len(grads) < len(self.parameters) or not self.lies_flat():
             self._in_step = False
             return False
-        self.step_with(grads, range(len(grads)), max_norm)
+        torch._foreach_copy_(self._gradients, grads)
+        self.step_in_place(max_norm)
         return True
 
-    def step_with(self, grads: list[Any], places: Sequence[int], max_norm: float | None, ranks: Ranks = ALONE) -> None:
-        """Steps with given gradients: `grads[i]` is that of parameter `places[i]`; all parameters must have one. They are averaged over
-        the ranks before they are clipped."""
-        torch._foreach_copy_([self._gradients[i] for i in places], grads)
+    def gradients(self, parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+        """Where the gradients of these parameters stand for `step_in_place`."""
+        places = {id(p): gradient for p, gradient in zip(self.parameters, self._gradients, strict=True)}
+        return [places[id(p)] for p in parameters]
+
+    def step_in_place(self, max_norm: float | None, ranks: Ranks = ALONE) -> None:
+        """Steps with what stands in `gradients`; all of them must have been written. They are averaged over the ranks before they are
+        clipped."""
         ranks.mean_(self._grad)
         if max_norm is not None:
             norm = torch.linalg.vector_norm(self._grad)
@@ -72,7 +79,7 @@ class FlatAdam(optim.Adam):
         group = self.param_groups[0]
         self._steps += 1
         torch._fused_adam_(
-            [self._flat], [self._grad], [self._mean], [self._square], [], [self._steps[0]],
+            [self._flat], [self._grad], [self._mean], [self._square], [], [self._count],
             lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"],
             amsgrad=False, maximize=False,
         )  # fmt: skip

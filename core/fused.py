@@ -8,6 +8,7 @@ and a minibatch is one node of the autograd graph whose backward pass is written
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 aten = torch.ops.aten
+MUCH = 2**14  # numbers; fewer are quicker in one call than in four
 PLAIN_PATH = "set train.params.config.fused=false for the plain path, which autograd differentiates as often as you like"
 
 
@@ -32,6 +34,23 @@ def differentiated_once(backward: Any) -> Any:
     return checked
 
 
+def _relu(x: Tensor, room: Tensor) -> None:
+    torch.relu_(x)
+
+
+def _tanh(x: Tensor, room: Tensor) -> None:
+    torch.tanh_(x)
+
+
+def _elu(x: Tensor, room: Tensor) -> None:
+    """max(x, exp(min(x, 0)) - 1) where there is much of it: torch's elu takes expm1, which on CPUs costs several times exp."""
+    if x.numel() < MUCH or x.is_cuda:
+        F.elu_(x)
+    else:
+        torch.clamp_max(x, 0.0, out=room).exp_().sub_(1.0)
+        torch.maximum(x, room, out=x)
+
+
 def _relu_backward(grad: Tensor, out: Tensor) -> None:
     aten.threshold_backward.grad_input(grad, out, 0, grad_input=grad)
 
@@ -44,11 +63,11 @@ def _tanh_backward(grad: Tensor, out: Tensor) -> None:
     aten.tanh_backward.grad_input(grad, out, grad_input=grad)
 
 
-# in place: the layer's output, and the gradient at its output into the one at its input
+# in place: the layer's output, with room for as many numbers; and the gradient at its output into the one at its input
 ACTIVATIONS: dict[type, tuple[Any, Any]] = {
-    nn.ReLU: (torch.relu_, _relu_backward),
-    nn.ELU: (F.elu_, _elu_backward),
-    nn.Tanh: (torch.tanh_, _tanh_backward),
+    nn.ReLU: (_relu, _relu_backward),
+    nn.ELU: (_elu, _elu_backward),
+    nn.Tanh: (_tanh, _tanh_backward),
 }
 
 
@@ -100,10 +119,13 @@ class FusedNet:
         self.trunks = [_layers(net.actor_mlp)] + ([_layers(net.critic_mlp)] if net.separate else [])
         head = net.mu if net.is_continuous else net.logits
         self.policy_head, self.value_head = Layer(head.weight, head.bias), Layer(net.value.weight, net.value.bias)
-        heads = [p for layer in (self.policy_head, self.value_head) for p in (layer.weight, layer.bias)]
-        self.parameters: list[nn.Parameter] = [p for i in range(len(self.trunks)) for p in self._trunk_parameters(i)] + heads
+        heads = [[layer.weight, layer.bias] for layer in (self.policy_head, self.value_head)]
+        parts = [self._trunk_parameters(i) for i in range(len(self.trunks))] + heads
+        self.parameters: list[nn.Parameter] = [p for part in parts for p in part]
+        self.counts = [len(part) for part in parts]  # parameters of each trunk, of the policy's head, of the values'
         self._free: list[Work] = []
         self._step_work: Work | None = None
+        self.refresh()
 
     @staticmethod
     def of(model: nn.Module) -> FusedNet | None:
@@ -117,23 +139,40 @@ class FusedNet:
 
     # ---- a step of the rollout ----------------------------------------------------------------------------------------
 
+    def refresh(self) -> None:
+        """Takes the parameters' views for the steps of a rollout: to transpose one costs as much as a small product."""
+        self._step_trunks = [[_for_steps(layer) for layer in trunk] for trunk in self.trunks]
+        self._step_heads = _for_steps(self.policy_head), _for_steps(self.value_head)
+
     def act(self, obs: Tensor, head: Tensor, values: Tensor | None, rnn_states: Any = None) -> None:
         """Writes the policy head's output into `head` (N, A) and, where given, the normalized values into `values` (N, V).
-        Without gradients; obs: (N, O), normalized."""
+        Without gradients; obs: (N, O), normalized. The parameters are those of the last `refresh`."""
         work = self._step_work
         if work is None or work.rows != obs.shape[0]:
             work = self._step_work = Work(obs.shape[0], self.trunks, obs)
-        hidden = self._trunk(0, obs, work)
-        torch.addmm(self.policy_head.bias, hidden, self.policy_head.weight.t(), out=head)
+        (policy_bias, policy, _), (value_bias, value, _) = self._step_heads
+        hidden = self._step_trunk(0, obs, work)
+        torch.addmm(policy_bias, hidden, policy, out=head)
         if values is not None:
-            hidden = self._trunk(1, obs, work) if self.separate else hidden
-            torch.addmm(self.value_head.bias, hidden, self.value_head.weight.t(), out=values)
+            hidden = self._step_trunk(1, obs, work) if self.separate else hidden
+            torch.addmm(value_bias, hidden, value, out=values)
+
+    def _step_trunk(self, which: int, obs: Tensor, work: Any) -> Tensor:
+        return self._step_mlp(which, obs, work)
+
+    def _step_mlp(self, which: int, hidden: Tensor, work: Work) -> Tensor:
+        for (bias, transposed, forward), out, room in zip(self._step_trunks[which], work.hidden[which], work.grads[which], strict=True):
+            torch.addmm(bias, hidden, transposed, out=out)
+            forward(out, room)
+            hidden = out
+        return hidden
 
     def values(self, obs: Tensor, rnn_states: Any = None) -> Tensor:
         """(L, O) normalized -> normalized values (L, V), without gradients."""
         hidden = obs
         for layer in self.trunks[-1]:
-            hidden = layer.forward(F.linear(hidden, layer.weight, layer.bias))
+            hidden = F.linear(hidden, layer.weight, layer.bias)
+            layer.forward(hidden, torch.empty_like(hidden))
         return F.linear(hidden, self.value_head.weight, self.value_head.bias)
 
     # ---- a minibatch --------------------------------------------------------------------------------------------------
@@ -163,9 +202,9 @@ class FusedNet:
 
     def _mlp(self, which: int, obs: Tensor, work: Work) -> Tensor:
         hidden = obs
-        for layer, out in zip(self.trunks[which], work.hidden[which], strict=True):
+        for layer, out, room in zip(self.trunks[which], work.hidden[which], work.grads[which], strict=True):
             torch.addmm(layer.bias, hidden, layer.weight.t(), out=out)
-            layer.forward(out)
+            layer.forward(out, room)
             hidden = out
         return hidden
 
@@ -174,42 +213,71 @@ class FusedNet:
         head = F.linear(work.tops[0], self.policy_head.weight, self.policy_head.bias)
         return head, F.linear(work.tops[-1], self.value_head.weight, self.value_head.bias)
 
-    def backward_by_hand(self, obs: Tensor, work: Any, head: Tensor | None, values: Tensor | None) -> list[Tensor | None]:
-        """Gradients of `parameters`, from those at the two outputs (None: that output was not used)."""
+    def backward_by_hand(
+        self, obs: Tensor, work: Any, head: Tensor | None, values: Tensor | None, into: Sequence[Tensor] | None = None
+    ) -> list[Tensor | None]:
+        """Gradients of `parameters`, from those at the two outputs (None: that output was not used).
+
+        into: a tensor for each of `parameters`, which its gradient may be written into and then is.
+        """
         value_trunk = len(self.trunks) - 1
+        room = self._by_trunk(into)
         grads: list[Tensor | None] = []
         for i in range(len(self.trunks)):
-            into = [(g, layer) for g, layer, at in ((head, self.policy_head, 0), (values, self.value_head, value_trunk))
-                    if g is not None and at == i]  # fmt: skip
-            grads += self._trunk_backward(i, obs, work, into)
-        for grad, at in ((head, 0), (values, value_trunk)):
-            grads += [None, None] if grad is None else [_weight_gradient(grad, work.tops[at]), grad.sum(0)]
+            above = [(g, layer) for g, layer, at in ((head, self.policy_head, 0), (values, self.value_head, value_trunk))
+                     if g is not None and at == i]  # fmt: skip
+            grads += self._trunk_backward(i, obs, work, above, room[i])
+        for grad, at, (weight, bias) in ((head, 0, room[-2]), (values, value_trunk, room[-1])):
+            grads += [None, None] if grad is None else linear_gradients(grad, work.tops[at], weight, bias)
         return grads
 
-    def _trunk_backward(self, which: int, obs: Tensor, work: Any, into: list[tuple[Tensor, Layer]]) -> list[Tensor | None]:
-        """Gradients of `_trunk_parameters`, from those at the outputs of the heads that read the trunk."""
-        if not into:
-            return [None] * len(self._trunk_parameters(which))
-        grad = heads_backward(into, work.grads[which][-1])
-        return self._mlp_backward(which, obs, work, grad)[0]
+    def backward_into(self, obs: Tensor, work: Any, head: Tensor, values: Tensor, into: Sequence[Tensor]) -> None:
+        """`backward_by_hand` with every gradient written into `into`."""
+        grads = self.backward_by_hand(obs, work, head, values, into)
+        late = [i for i, place in enumerate(into) if grads[i] is not place]
+        if late:
+            torch._foreach_copy_([into[i] for i in late], [grads[i] for i in late])  # type: ignore[misc]
 
-    def _mlp_backward(self, which: int, obs: Tensor, work: Work, grad: Tensor) -> tuple[list[Tensor | None], Tensor]:
+    def _by_trunk(self, into: Sequence[Any] | None) -> list[Sequence[Any]]:
+        """A list for `parameters`, in parts: those of each trunk, of the policy's head, of the values'."""
+        found, start = [], 0
+        into = into or [None] * len(self.parameters)
+        for count in self.counts:
+            found.append(into[start : start + count])
+            start += count
+        return found
+
+    def _trunk_backward(
+        self, which: int, obs: Tensor, work: Any, above: list[tuple[Tensor, Layer]], into: Sequence[Any]
+    ) -> list[Tensor | None]:
+        """Gradients of `_trunk_parameters`, from those at the outputs of the heads that read the trunk."""
+        if not above:
+            return [None] * len(into)
+        grad = heads_backward(above, work.grads[which][-1])
+        return self._mlp_backward(which, obs, work, grad, into)[0]
+
+    def _mlp_backward(self, which: int, obs: Tensor, work: Work, grad: Tensor, into: Sequence[Any]) -> tuple[list[Tensor | None], Tensor]:
         """From the gradient at the MLP's output, which is overwritten: its parameters', and that at its first linear layer's output."""
         layers, hidden, buffers = self.trunks[which], work.hidden[which], work.grads[which]
         found: list[Tensor | None] = []
         for i in reversed(range(len(layers))):
             layers[i].backward(grad, hidden[i])
             below = obs if i == 0 else hidden[i - 1]
-            found = [_weight_gradient(grad, below), grad.sum(0), *found]
+            found = [*linear_gradients(grad, below, into[2 * i], into[2 * i + 1]), *found]
             if i > 0:
                 grad = torch.mm(grad, layers[i].weight, out=buffers[i - 1])
         return found, grad
 
 
-def heads_backward(into: list[tuple[Tensor, Layer]], grad: Tensor) -> Tensor:
+def _for_steps(layer: Layer) -> tuple[Tensor, Tensor, Any]:
+    """bias (out,), weight (in, out), activation"""
+    return layer.bias.detach(), layer.weight.detach().t(), layer.forward
+
+
+def heads_backward(above: list[tuple[Tensor, Layer]], grad: Tensor) -> Tensor:
     """Writes into `grad` (B, units) what comes back through the heads: pairs of the gradient at a head's output and the head."""
-    torch.mm(into[0][0], into[0][1].weight, out=grad)
-    for more, head in into[1:]:
+    torch.mm(above[0][0], above[0][1].weight, out=grad)
+    for more, head in above[1:]:
         grad.addmm_(more, head.weight)
     return grad
 
@@ -252,9 +320,16 @@ class _Forward(torch.autograd.Function):
         return None, None, None, *grads
 
 
-def _weight_gradient(grad: Tensor, below: Tensor) -> Tensor:
-    """grad (B, out), below (B, in) -> (out, in). The narrower one stands left: with the wider one there, 4 by 64 take five times longer."""
-    return below.t().mm(grad).t() if below.shape[1] < grad.shape[1] else grad.t().mm(below)
+def linear_gradients(grad: Tensor, below: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """grad (B, out), below (B, in) -> those of a layer's weight (out, in) and bias (out,), written into `weight` and `bias` where given.
+
+    The narrower one stands left: with the wider one there, 4 by 64 take five times longer.
+    """
+    if below.shape[1] < grad.shape[1]:
+        of_weight = torch.mm(below.t(), grad, out=None if weight is None else weight.t()).t()
+    else:
+        of_weight = torch.mm(grad.t(), below, out=weight)
+    return of_weight if weight is None else weight, torch.sum(grad, 0, out=bias)
 
 
 def _layers(mlp: Any) -> list[Layer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -158,9 +159,11 @@ class FusedRecurrentNet(FusedNet):
         head, values = super().forward_by_hand(work.obs, work)
         return _by_sequence(head, work.steps), _by_sequence(values, work.steps)
 
-    def backward_by_hand(self, obs: Tensor, work: RecurrentWork, head: Tensor | None, values: Tensor | None) -> list[Tensor | None]:
-        grads = [None if grad is None else _by_step(grad, work.steps) for grad in (head, values)]
-        return super().backward_by_hand(work.obs, work, *grads)
+    def backward_by_hand(
+        self, obs: Tensor, work: RecurrentWork, head: Tensor | None, values: Tensor | None, into: Sequence[Tensor] | None = None
+    ) -> list[Tensor | None]:
+        of_head, of_values = (None if grad is None else _by_step(grad, work.steps) for grad in (head, values))
+        return super().backward_by_hand(work.obs, work, of_head, of_values, into)
 
     # ---- a trunk ------------------------------------------------------------------------------------------------------
 
@@ -172,15 +175,17 @@ class FusedRecurrentNet(FusedNet):
         hidden = self.memories[which].forward(hidden, obs, work.keep, work.states, work.rooms[which])
         return self._mlp(which, hidden, work) if self.before_mlp else hidden
 
-    def _trunk_backward(self, which: int, obs: Tensor, work: RecurrentWork, into: list[tuple[Tensor, Layer]]) -> list[Tensor | None]:
-        if not into:
-            return super()._trunk_backward(which, obs, work, into)
+    def _trunk_backward(
+        self, which: int, obs: Tensor, work: RecurrentWork, above: list[tuple[Tensor, Layer]], into: Sequence[Any]
+    ) -> list[Tensor | None]:
+        if not above:
+            return super()._trunk_backward(which, obs, work, above, into)
         memory, room = self.memories[which], work.rooms[which]
-        grad = heads_backward(into, torch.empty_like(work.tops[which]))
+        grad = heads_backward(above, torch.empty_like(work.tops[which]))
         if not self.before_mlp:
             grad, of_memory = memory.backward(grad, work.keep, room, input_wanted=True)
-            return [*self._mlp_backward(which, obs, work, grad)[0], *of_memory]
-        found, grad = self._mlp_backward(which, room.output, work, grad)
+            return [*self._mlp_backward(which, obs, work, grad, into)[0], *of_memory]
+        found, grad = self._mlp_backward(which, room.output, work, grad, into)
         grad = grad.mm(self.trunks[which][0].weight)
         _, of_memory = memory.backward(grad, work.keep, room, input_wanted=False)
         return [*found, *of_memory]
