@@ -55,6 +55,9 @@ class Fast:
         self.fused = None if self.reason or agent.mixed_precision else fused_net(agent.model)
         self.losses = self.reason is None and self._default_losses()
         self.by_hand = ByHand.of(self)
+        self.default_kl = (
+            self.fused is not None and not overrides(agent, "policy_kl", Hooks) and type(agent).mean is agent.default_class.mean
+        )
         self.step_reason = self.reason or self._why_plain_steps()
 
     def _why_not(self, standard: bool, compiled: bool) -> str | None:
@@ -155,6 +158,16 @@ class Fast:
         inputs = self.loss_inputs(mb, bounds)
         loss, *means = fused_losses.StandardLoss.apply(out.neglogp, out.entropy, values, None if bounds is None else out.mus, *inputs)
         return loss, self.named(means)
+
+    def mean_kl(self, mb: Batch, out: Output) -> Tensor | None:
+        """What `policy_kl` is on average; None where that is not the default, or rows are left out."""
+        if not self.default_kl or mb.mask is not None:
+            return None
+        if self.continuous:
+            if out.sigmas.stride(0) != 0:  # an own `evaluate_actions` gave each row its own
+                return None
+            return fused_losses.gaussian_mean_kl(out.mus.detach(), out.sigmas.detach()[0], mb.old_mus, mb.old_sigmas)
+        return fused_losses.categorical_mean_kl(mb.old_neglogp, out.neglogp.detach())
 
     def loss_inputs(self, mb: Batch, bounds: float | None) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """`rows` and `weights` of StandardLoss."""

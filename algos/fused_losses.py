@@ -41,7 +41,7 @@ class Gaussian(torch.autograd.Function):
         sigma = logstd.exp()
         z = (actions - mus).div_(sigma)
         log_volume = logstd.sum(dim=-1)
-        neglogp = torch.add(log_volume + HALF_LOG_2PI * mus.shape[-1], (z * z).sum(dim=-1), alpha=0.5)
+        neglogp = torch.addmv(log_volume + HALF_LOG_2PI * mus.shape[-1], z * z, z.new_full((mus.shape[-1],), 0.5))
         entropy = (log_volume + (0.5 + HALF_LOG_2PI) * mus.shape[-1]).expand(mus.shape[0])
         ctx.save_for_backward(z, sigma)
         return neglogp, entropy
@@ -186,6 +186,21 @@ class StandardLoss(torch.autograd.Function):
         d_entropy = (scale * ctx.d_entropy).expand_as(d_neglogp) if ctx.needs_input_grad[1] else None
         scaled = [None if d is None else d * scale for d in (d_values, d_mus)]
         return d_neglogp * scale, d_entropy, *scaled, None, None
+
+
+def gaussian_mean_kl(mus: Tensor, sigma: Tensor, old_mus: Tensor, old_sigmas: Tensor) -> Tensor:
+    """The mean over all rows of `losses.gaussian_kl`, for a sigma (A,) that all of them share; the rest (B, A). -> ()"""
+    old_square = torch.mul(old_sigmas, old_sigmas).add_(1e-5)
+    kl = old_mus - mus
+    kl.mul_(kl).add_(sigma * sigma).div_(old_square).mul_(0.5)
+    kl.add_((old_sigmas / sigma).add_(1e-5).log_())
+    return kl.sum() / kl.shape[0] - 0.5 * kl.shape[1]
+
+
+def categorical_mean_kl(old_neglogp: Tensor, neglogp: Tensor) -> Tensor:
+    """The mean over all rows (B,) of `losses.neglogp_kl`. -> ()"""
+    change = old_neglogp - neglogp
+    return torch.dot(change, change) * (0.5 / len(change))
 
 
 def _per_row(weight: Any) -> Any:

@@ -76,7 +76,9 @@ class Updater(Base):
                 loss, parts = self.total_loss(mb, out)
             self.optimizer_step(loss)
         with torch.no_grad():
-            kl = self.mean(self.policy_kl(mb, out), mb.mask)
+            kl = self.fast.mean_kl(mb, out) if self._updating else None
+            if kl is None:
+                kl = self.mean(self.policy_kl(mb, out), mb.mask)
             self.head.after_minibatch(batch, mb, out)
         if self.use_diagnostics:
             rows = {"values": mb.old_values, "returns": mb.returns, "masks": None}

@@ -60,11 +60,15 @@ class Memory:
             into = into[:, : room.width].contiguous()
         return into, found + of_norm
 
-    def keep(self, states: list[Tensor], room: MemoryRoom) -> None:
-        """Writes the memory after the last step over the one that the pass began with."""
-        for i, (cell, own) in enumerate(zip(self.cells, room.layers, strict=True)):
-            for state, last in zip(states[self.own_states], cell.last(own), strict=True):
-                state[i].copy_(last)
+    def step(self, x: Tensor, obs: Tensor, states: list[Tensor]) -> Tensor:
+        """One step of N rows: x (N, I) -> (N, units), without gradients. Writes the memory after it over the one before."""
+        if self.concat_input:
+            x = torch.cat([x, obs], dim=1)
+        for i, cell in enumerate(self.cells):
+            x = cell.step(x, [state[i] for state in states[self.own_states]])
+        if self.norm is not None:
+            x = self.norm(x)
+        return torch.cat([x, obs], dim=1) if self.concat_output else x
 
 
 class MemoryRoom:
@@ -103,6 +107,9 @@ class FusedRecurrentNet(FusedNet):
         self.memories = [Memory(net, prefix, i) for i, prefix in enumerate(("a_", "c_") if net.separate else ("",))]
         super().__init__(net)
 
+    _states: Any = None  # of the present step
+    _look_work: RecurrentWork | None = None
+
     @staticmethod
     def of(model: nn.Module) -> FusedRecurrentNet | None:
         net: Any = getattr(model, "a2c_network", None)
@@ -121,26 +128,30 @@ class FusedRecurrentNet(FusedNet):
 
     def act(self, obs: Tensor, head: Tensor, values: Tensor | None, rnn_states: Any = None) -> None:
         """As `FusedNet.act`; writes the memory after the step into `rnn_states`."""
-        work = self._step(obs, rnn_states)
-        hidden = self._trunk(0, obs, work)
-        torch.addmm(self.policy_head.bias, hidden, self.policy_head.weight.t(), out=head)
-        if self.separate:
-            hidden = self._trunk(1, obs, work)
-        torch.addmm(self.value_head.bias, hidden, self.value_head.weight.t(), out=values)
-        for memory, room in zip(self.memories, work.rooms, strict=True):
-            memory.keep(rnn_states, room)
+        self._states = rnn_states
+        super().act(obs, head, values)
+
+    def refresh(self) -> None:
+        super().refresh()
+        for memory in self.memories:
+            for cell in memory.cells:
+                cell.refresh()
+
+    def _step_trunk(self, which: int, obs: Tensor, work: Any) -> Tensor:
+        hidden = obs if self.before_mlp else self._step_mlp(which, obs, work)
+        hidden = self.memories[which].step(hidden, obs, self._states)
+        return self._step_mlp(which, hidden, work) if self.before_mlp else hidden
 
     def values(self, obs: Tensor, rnn_states: Any = None) -> Tensor:
         """(N, O) normalized -> normalized values (N, V), without gradients; leaves the memory as it is."""
-        hidden = self._trunk(len(self.trunks) - 1, obs, self._step(obs, rnn_states))
+        hidden = self._trunk(len(self.trunks) - 1, obs, self._look(obs, rnn_states))
         return nn.functional.linear(hidden, self.value_head.weight, self.value_head.bias)
 
-    def _step(self, obs: Tensor, rnn_states: list[Tensor]) -> RecurrentWork:
-        work: Any = self._step_work
-        if work is None or work.rows != obs.shape[0]:
-            work = self._step_work = RecurrentWork(self, obs.shape[0], 1, obs)
-        work.states = rnn_states
-        return work
+    def _look(self, obs: Tensor, rnn_states: list[Tensor]) -> RecurrentWork:
+        if self._look_work is None or self._look_work.rows != obs.shape[0]:
+            self._look_work = RecurrentWork(self, obs.shape[0], 1, obs)
+        self._look_work.states = rnn_states
+        return self._look_work
 
     # ---- a minibatch --------------------------------------------------------------------------------------------------
 

@@ -19,9 +19,12 @@ from torch import Tensor, nn
 Grads = list[Tensor]
 
 
+ONE, TWO = torch.tensor(1.0), torch.tensor(2.0)  # a Python number is made a tensor at every call, which costs as much as the call
+
+
 def _tanh(x: Tensor, out: Tensor) -> Tensor:
-    """tanh(x) = 2 sigmoid(2x) - 1: on CPUs torch's tanh takes five times as long as its sigmoid."""
-    return torch.mul(x, 2.0, out=out).sigmoid_().mul_(2.0).sub_(1.0)
+    """tanh(x) = 2 sigmoid(2x) - 1: on some CPUs torch's tanh takes five times as long as its sigmoid."""
+    return torch.mul(x, TWO, out=out).sigmoid_().mul_(TWO).sub_(ONE)
 
 
 class Room:
@@ -51,10 +54,13 @@ class Cell(abc.ABC):
 
     forward: x (T * S, I), states (S, units) each, keep (T, S, 1): 0 where the memory is zeroed before the step, or None -> (T * S, units).
     backward: gradient at the output (T * S, units), which is overwritten -> that at the input (None unless wanted), those of `parameters`.
+    step: x (N, I), states (N, units) each, which the new ones are written over -> (N, units). Without gradients, by the parameters as they
+    were at the last `refresh`.
     """
 
     blocks: int  # gates
     states: int  # tensors of memory
+    _room: tuple[Tensor, ...] = (torch.empty(0),)  # of a step: (N, gates), and its views
 
     def __init__(self, rnn: Any, layer: int) -> None:
         self.units: int = rnn.hidden_size
@@ -72,8 +78,10 @@ class Cell(abc.ABC):
     def backward(self, grad: Tensor, x: Tensor, keep: Any, room: Room, input_wanted: bool) -> tuple[Tensor | None, Grads]: ...
 
     @abc.abstractmethod
-    def last(self, room: Room) -> list[Tensor]:
-        """The memory (S, units) after the last step; `room` overwrites it in its next pass."""
+    def refresh(self) -> None: ...
+
+    @abc.abstractmethod
+    def step(self, x: Tensor, states: list[Tensor]) -> Tensor: ...
 
 
 class LSTMRoom:
@@ -95,35 +103,54 @@ class LSTM(Cell):
         return LSTMRoom(room, rows)
 
     def forward(self, x: Tensor, states: list[Tensor], keep: Any, room: Room) -> Tensor:
-        w_ih, w_hh, b_ih, b_hh = self.parameters
-        more = room.more
-        torch.addmm(b_ih + b_hh, x, w_ih.t(), out=room.rows)
+        more, (bias, w_ih, w_hh) = room.more, self._doubled()
+        torch.addmm(bias, x, w_ih.t(), out=room.rows)
         before, recurrent = room.begin(states[0], keep), w_hh.t()
         more.cells[0].copy_(states[1])
         for t in range(room.steps):
             if keep is not None:
                 torch.mul(room.hiddens[t], keep[t], out=before[t])
                 more.cells[t].mul_(keep[t])
-            i, f, g, o = room.gates_at[t]
-            gates = room.whole[t].addmm_(before[t], recurrent)
-            g.mul_(2.0)  # the g gate's tanh from the sigmoid of all four
-            gates.sigmoid_()
-            g.mul_(2.0).sub_(1.0)
-            cell = torch.mul(f, more.cells[t], out=more.cells[t + 1]).addcmul_(i, g)
+            i, f, s, o = room.gates_at[t]
+            room.whole[t].addmm_(before[t], recurrent).sigmoid_()
+            cell = torch.mul(f, more.cells[t], out=more.cells[t + 1]).addcmul_(i, s, value=2.0).sub_(i)  # f c + i g
             torch.mul(o, _tanh(cell, out=more.tanh_cells[t]), out=room.hiddens[t + 1])
         return room.out
+
+    def _doubled(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Bias, W_ih and W_hh with g's rows doubled: g = 2 s - 1, s the sigmoid of twice its input, so that one call serves all gates."""
+        w_ih, w_hh, b_ih, b_hh = (p.detach() for p in self.parameters)
+        made = (b_ih + b_hh, w_ih.clone(), w_hh.clone())
+        for x in made:
+            x[2 * self.units : 3 * self.units].mul_(TWO)
+        return made
+
+    def refresh(self) -> None:
+        bias, w_ih, w_hh = self._doubled()
+        self._by_step = bias, w_ih.t(), w_hh.t()
+
+    def step(self, x: Tensor, states: list[Tensor]) -> Tensor:
+        hidden, cell = states
+        bias, w_ih, w_hh = self._by_step
+        if len(self._room[0]) != len(x):
+            gates = x.new_empty(len(x), 4 * self.units)
+            self._room = (gates, *gates.split(self.units, dim=1))
+        gates, i, f, s, o = self._room
+        torch.addmm(bias, x, w_ih, out=gates).addmm_(hidden, w_hh).sigmoid_()
+        cell.mul_(f).addcmul_(i, s, value=2.0).sub_(i)
+        return torch.tanh(cell, out=hidden).mul_(o)
 
     def backward(self, grad: Tensor, x: Tensor, keep: Any, room: Room, input_wanted: bool) -> tuple[Tensor | None, Grads]:
         w_ih, w_hh, _, _ = self.parameters
         more, slopes = room.more, room.slopes
-        i, _, g, o = room.gates.split(self.units, dim=2)
+        i, _, s, o = room.gates.split(self.units, dim=2)
         slope_i, slope_f, slope_g, slope_o = slopes.split(self.units, dim=2)
         torch.addcmul(room.gates, room.gates, room.gates, value=-1.0, out=slopes)  # of a sigmoid: s - s^2
-        slope_i.mul_(g)
+        slope_i.mul_(s.mul_(TWO).sub_(ONE))  # g
         slope_f.mul_(more.cell[:-1])
-        slope_g.sub_(g).add_(1.0).mul_(i)  # of a tanh: 1 - g^2
+        slope_g.mul_(i).mul_(4.0)  # of a tanh: 1 - g^2 = 4 (s - s^2)
         slope_o.mul_(more.tanh_cell)
-        torch.mul(more.tanh_cell, more.tanh_cell, out=more.slope).neg_().add_(1.0).mul_(o)
+        torch.addcmul(o, torch.mul(more.tanh_cell, o, out=more.slope), more.tanh_cell, value=-1.0, out=more.slope)  # o (1 - tanh(c)^2)
         d_hidden = grad.view_as(room.hidden[1:]).unbind(0)
         d_cell, whole = torch.zeros_like(d_hidden[0]), slopes.unbind(0)
         for t in reversed(range(room.steps)):
@@ -139,9 +166,6 @@ class LSTM(Cell):
         transposed, d_bias = d_gates.t(), d_gates.sum(0)
         grads = [transposed.mm(x), transposed.mm(room.before.flatten(0, 1)), d_bias, d_bias.clone()]
         return d_gates.mm(w_ih) if input_wanted else None, grads
-
-    def last(self, room: Room) -> list[Tensor]:
-        return [room.hiddens[-1], room.more.cells[-1]]
 
 
 class GRURoom:
@@ -162,6 +186,23 @@ class GRU(Cell):
 
     def more_room(self, room: Room, rows: int) -> GRURoom:
         return GRURoom(room, rows)
+
+    def refresh(self) -> None:
+        w_ih, w_hh, b_ih, b_hh = (p.detach() for p in self.parameters)
+        self._by_step = b_ih, b_hh, w_ih.t(), w_hh.t()
+
+    def step(self, x: Tensor, states: list[Tensor]) -> Tensor:
+        (hidden,), units = states, self.units
+        b_ih, b_hh, w_ih, w_hh = self._by_step
+        if len(self._room[0]) != len(x):
+            gates, recurrent = x.new_empty(2, len(x), 3 * units)
+            parts = [both[:, span] for both in (gates, recurrent) for span in (slice(2 * units), slice(2 * units, None))]
+            self._room = (gates, recurrent, *parts, *parts[0].split(units, dim=1))
+        gates, recurrent, both, n, both_recurrent, n_recurrent, r, z = self._room
+        torch.addmm(b_ih, x, w_ih, out=gates)
+        torch.addmm(b_hh, hidden, w_hh, out=recurrent)
+        both.add_(both_recurrent).sigmoid_()
+        return torch.lerp(n.addcmul_(r, n_recurrent).tanh_(), hidden, z, out=hidden)
 
     def forward(self, x: Tensor, states: list[Tensor], keep: Any, room: Room) -> Tensor:
         w_ih, w_hh, b_ih, b_hh = self.parameters
@@ -208,9 +249,6 @@ class GRU(Cell):
             sums[units:],
         ]
         return d_input.mm(w_ih.roll(units, 0)) if input_wanted else None, grads
-
-    def last(self, room: Room) -> list[Tensor]:
-        return [room.hiddens[-1]]
 
 
 def _add_recurrent(d_hidden: Tensor, d_gates: Tensor, w_hh: Tensor, keep: Tensor | None) -> None:

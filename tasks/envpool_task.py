@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import warnings
 from typing import Any
 
@@ -18,6 +19,7 @@ from tasks.row_vecenv import LocalVecEnv, to_numpy
 from tasks.spaces import float_obs, float_space
 
 OWN_KEYS = {"num_envs": "task.num_envs", "seed": "seed", "num_threads": "task.num_threads"}
+QUICK = ("envpool.classic_control", "envpool.toy_text")  # families whose step takes less than waking a thread
 FIXED_KEYS = ("batch_size", "env_type", "gym_reset_return_info")
 ATARI_SCALE = 4  # 84 x 84 frames are too small to watch
 
@@ -43,7 +45,7 @@ def make(
         options: keyword arguments of envpool.make, e.g. max_episode_steps, episodic_life, frame_skip.
         flatten_obs: one vector from a Dict observation, keys in EnvPool's order.
         use_dict_obs_space: observations {observation, reward, last_action}, as in rl_games.
-        num_threads: 0 leaves the choice to EnvPool.
+        num_threads: 0: one more than there are cores, for quick environments EnvPool's own choice (as many as there are cores).
         render_id: gymnasium id to take the pictures from, where it is not `id` (EnvPool cannot render everywhere).
 
     With a render_mode, Atari shows its last observed frame; every other id runs as its gymnasium twin (same-step reset).
@@ -158,7 +160,8 @@ def _make_pool(id: str | None, num_envs: int, seed: int, num_threads: int, optio
     if not id:
         raise UserError("task.id is missing: which EnvPool environment? Example: task.id=HalfCheetah-v4")
     envpool = envpool_families.load(str(id))
-    if id not in envpool.registration.registry.specs:
+    specs = envpool.registration.registry.specs
+    if id not in specs:
         close = difflib.get_close_matches(str(id), envpool.list_all_envs(), n=3, cutoff=0.5)
         guess = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
         raise UserError(f"unknown EnvPool environment '{id}' at task.id. {guess}List: envpool.list_all_envs()")
@@ -167,6 +170,7 @@ def _make_pool(id: str | None, num_envs: int, seed: int, num_threads: int, optio
             raise UserError(f"task.options.{key} belongs to {OWN_KEYS[key]}")
         if key in FIXED_KEYS:
             raise UserError(f"task.options.{key} cannot be changed: every environment steps at every step")
+    num_threads = num_threads or threads(specs[id][0], num_envs)
     with warnings.catch_warnings():
         # the spaces' bounds are double and become float: no user can act on that
         warnings.filterwarnings("ignore", message=".*precision lowered by casting.*", category=UserWarning)
@@ -184,6 +188,15 @@ def _make_pool(id: str | None, num_envs: int, seed: int, num_threads: int, optio
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"task.options {options}: EnvPool refuses them: {str(error).splitlines()[0]}") from error
     return pool
+
+
+def threads(family: str, num_envs: int) -> int:
+    """EnvPool's threads where nobody said how many; 0: its own choice.
+
+    One more than there are cores: the policy runs on one of them between two steps, and the thread that waited there is late for the next.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if family in QUICK else min(num_envs, cores + 1)
 
 
 def _is_atari(id: str | None) -> bool:
