@@ -81,9 +81,12 @@ class Collector(Base):
 
     def read_obs(self, raw: Any) -> dict[str, Any]:
         """From what the environment returned to {"obs": (N, ...), "states": (num_actors, ...)}, on the device, augmented."""
-        if not (isinstance(raw, dict) and "obs" in raw):
-            raw = {"obs": raw}
-        obs = {key: tree_map(lambda x: to_tensor(x, self.policy.device), value) for key, value in raw.items()}
+        device = self.policy.device
+        if not isinstance(raw, dict):
+            obs = {"obs": to_tensor(raw, device)}
+        else:
+            raw = raw if "obs" in raw else {"obs": raw}
+            obs = {key: tree_map(lambda x: to_tensor(x, device), value) for key, value in raw.items()}
         obs["obs"] = self.policy.augment_obs(obs["obs"])
         if self.has_central_value:
             obs.setdefault("states", obs["obs"])

@@ -27,11 +27,16 @@ class Updater(Base):
     entropy_coef: float
     graphs: Any  # Graphs
     device_rate: DeviceRate | None
+    _by_hand: Any = None  # ByHand, within an update that it serves
     rate: DeviceRate | None = None  # within an update: what schedules, where the host does not
 
     def ppo_update(self, batch: Batch) -> dict[str, float]:
         """`mini_epochs` passes over the batch in `num_minibatches` minibatches, with rl_games' learning-rate schedules."""
         self._updating = self.fast.reason is None
+        flat = self._updating and self.fast.by_hand is not None and self.optimizer.lies_flat()
+        self._by_hand = self.fast.by_hand if flat else None
+        if flat:
+            self.optimizer.settle()
         self.rate = self.device_rate if self.device_rate is not None and self.optimizer.lies_flat() else None
         try:
             if self.rate is not None:
@@ -40,7 +45,7 @@ class Updater(Base):
             means = self.graphs.learn(batch, orders)
             return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))  # one wait for the device
         finally:
-            self._updating = False
+            self._updating, self._by_hand = False, None
             if self.rate is not None:
                 self.rate.store()
                 self.rate = None
@@ -68,8 +73,8 @@ class Updater(Base):
     def minibatch_step(self, batch: Batch, mb: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """One optimizer step. Returns each loss, detached, and the mean KL. A loss is its mean or the rows that it is the mean of: small
         sums are as dear as small layers, and taken once for all minibatches."""
-        if self._updating and self.fast.by_hand is not None and self.optimizer.lies_flat():
-            out, parts = self.fast.by_hand.step(mb)
+        if self._by_hand is not None:
+            out, parts = self._by_hand.step(mb)
         else:
             with self.autocast(self.mixed_precision):
                 out = self.evaluate_actions(mb)

@@ -72,6 +72,9 @@ class VecEnv(IVecEnv):
         """Ends workers and windows. Safe to call twice."""
 
 
+CPU = torch.device("cpu")
+
+
 def action_kind(space: spaces.Space) -> str:
     """'continuous', 'discrete' or 'multi_discrete', as the registry names them.
 
@@ -111,4 +114,5 @@ def to_tensor(value: Any, device: torch.device | str) -> torch.Tensor:
     array = np.asarray(value)
     if array.dtype == np.float64:
         array = array.astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+    tensor = torch.from_numpy(array if array.flags.c_contiguous else np.ascontiguousarray(array))
+    return tensor if device == CPU else tensor.to(device)
