@@ -31,6 +31,8 @@ class ByHand:
     def __init__(self, fast: Fast) -> None:
         agent = fast.agent
         self.fast = fast
+        # inference mode takes a tenth off each call; a recorded graph, whose calls cost nothing, cannot write into what was made in it
+        self.without_autograd = torch.no_grad if agent.options.cuda_graphs else torch.inference_mode
         assert fast.fused is not None
         self.optimizer: Any = agent.optimizer
         self.sigma: nn.Parameter | None = fast.net.sigma if fast.continuous else None
@@ -62,9 +64,12 @@ class ByHand:
         count = len(fast.fused.parameters) + int(fast.continuous)
         return ByHand(fast) if count == len(agent.optimizer.parameters) else None
 
-    @torch.no_grad()
     def step(self, mb: Batch) -> tuple[Output, dict[str, Tensor]]:
         """One optimizer step. Returns the network's output before it, and of each loss the rows, or with a mask its mean over them."""
+        with self.without_autograd():
+            return self._step(mb)
+
+    def _step(self, mb: Batch) -> tuple[Output, dict[str, Tensor]]:
         agent = self.fast.agent
         obs = mb.normalized_obs if "normalized_obs" in mb else self.fast.normalize(mb.obs)
         work = self.net.take_work(obs, self.fast.sequences(mb))

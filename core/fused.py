@@ -185,7 +185,8 @@ class FusedNet:
         rows = obs.shape[0]
         work = self._free.pop() if self._free else None
         if work is None or work.capacity < rows:
-            work = Work(rows, self.trunks, obs)
+            with torch.inference_mode(False):  # the next to use it may be autograd
+                work = Work(rows, self.trunks, obs)
         if work.rows != rows:
             work.resize(rows)
         work.taken += 1

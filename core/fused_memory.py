@@ -159,7 +159,11 @@ class FusedRecurrentNet(FusedNet):
         assert sequences is not None
         rows, steps, dones = obs.shape[0], sequences.seq_length, sequences.dones
         found = [i for i, work in enumerate(self._free) if work.rows == rows]
-        work: Any = self._free.pop(found[0]) if found else RecurrentWork(self, rows, steps, obs)
+        if found:
+            work: Any = self._free.pop(found[0])
+        else:
+            with torch.inference_mode(False):  # the next to use it may be autograd
+                work = RecurrentWork(self, rows, steps, obs)
         work.taken += 1
         work.obs, work.states, work.keep = _by_step(obs, steps), sequences.rnn_states, None
         if dones is not None and bool(dones.any()):
