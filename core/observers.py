@@ -268,6 +268,10 @@ class TensorBoard(Observer):
 
     writer: Any = None
 
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.tags: dict[str, str] = {}  # as tensorboardX writes them, which it works out anew for every scalar
+
     def on_train_start(self, agent: Any) -> None:
         self.writer = agent.writer  # None off rank 0
 
@@ -291,7 +295,11 @@ class TensorBoard(Observer):
         """All scalars of one step as one event: the writer's queue and checksum cost 0.1 ms for each event, whatever is in it. The writer
         of rl_games' SAC is torch's, whose events are others."""
         if isinstance(self.writer, SummaryWriter):
-            values = [value for tag, x in scalars.items() for value in summary.scalar(tag, x).value]
+            for tag, x in scalars.items():
+                if tag not in self.tags:
+                    self.tags[tag] = summary.scalar(tag, x).value[0].tag
+            value = summary.Summary.Value
+            values = [value(tag=self.tags[tag], simple_value=x) for tag, x in scalars.items()]
             self.writer._get_file_writer().add_summary(summary.Summary(value=values), step)
             return
         for tag, x in scalars.items():
