@@ -92,7 +92,7 @@ class RecurrentWork(Work):
         self.rooms = [MemoryRoom(memory, steps, rows // steps, like) for memory in net.memories]
         self.obs: Tensor = like
         self.states: list[Tensor] = []
-        self.keep: Tensor | None = None
+        self.keep: tuple[Tensor, ...] | None = None
 
 
 class FusedRecurrentNet(FusedNet):
@@ -167,7 +167,7 @@ class FusedRecurrentNet(FusedNet):
         work.taken += 1
         work.obs, work.states, work.keep = _by_step(obs, steps), sequences.rnn_states, None
         if dones is not None and bool(dones.any()):
-            work.keep = 1.0 - _by_step(dones.unsqueeze(1), steps).to(obs.dtype).unflatten(0, (steps, -1))
+            work.keep = (1.0 - _by_step(dones.unsqueeze(1), steps).to(obs.dtype).unflatten(0, (steps, -1))).unbind(0)
         return work
 
     def forward_by_hand(self, obs: Tensor, work: RecurrentWork) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ class Room:
         self.gates_at = [gates.split(units, dim=1) for gates in self.whole]
         self.more: Any = cell.more_room(self, rows)
 
-    def begin(self, hidden: Tensor, keep: Tensor | None) -> Sequence[Tensor]:
+    def begin(self, hidden: Tensor, keep: Any) -> Sequence[Tensor]:
         """Takes the first memory. Returns, by step, where what it remembers stands or, with resets, has to be written."""
         self.hiddens[0].copy_(hidden)
         self.before = self.hidden[:-1] if keep is None else torch.empty_like(self.hidden[1:])
@@ -52,7 +52,7 @@ class Room:
 class Cell(abc.ABC):
     """One layer. `forward` and `backward` of its two kinds differ in nothing but the arithmetic.
 
-    forward: x (T * S, I), states (S, units) each, keep (T, S, 1): 0 where the memory is zeroed before the step, or None -> (T * S, units).
+    forward: x (T * S, I), states (S, units) each, keep (S, 1) by step: 0 where the memory is zeroed before it, or None -> (T * S, units).
     backward: gradient at the output (T * S, units), which is overwritten -> that at the input (None unless wanted), those of `parameters`.
     step: x (N, I), states (N, units) each, which the new ones are written over -> (N, units). Without gradients, by the parameters as they
     were at the last `refresh`.
