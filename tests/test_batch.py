@@ -61,3 +61,19 @@ def test_write_goes_to_the_rows_that_a_minibatch_came_from(seq_length, shuffle):
 def test_a_missing_field_is_named_with_those_that_are_there():
     with pytest.raises(AttributeError, match="no field 'advantage'; it has actions, obs, mask"):
         _ = Batch(rows(3)).advantage
+
+
+def test_large_fields_and_memory_of_several_layers_go_with_their_rows(monkeypatch):
+    monkeypatch.setattr("algos.batch.LARGE", 200)  # bytes: `obs` is large, `actions` is not
+    torch.manual_seed(0)
+    states = torch.arange(6.0).view(1, 3, 2) + torch.tensor([0.0, 100.0]).view(2, 1, 1)  # (layers, sequences, units)
+    fields = {"actions": torch.arange(12), "obs": torch.arange(36.0).view(12, 3), "mask": None, "rnn_states": [states]}
+    seen = []
+    for mb in Batch(fields, seq_length=4).minibatches(2, shuffle=True):
+        first = mb.actions[::4] // 4
+        assert torch.equal(mb.obs, torch.stack([3.0 * mb.actions + i for i in range(3)], dim=1))
+        assert torch.equal(mb.rnn_states[0], states[:, first])
+        assert mb.rnn_states[0].is_contiguous()  # what cuDNN asks for
+        assert torch.equal(mb.index, mb.actions)
+        seen += first.tolist()
+    assert sorted(seen) == [0, 1, 2]

@@ -13,11 +13,12 @@ from algos import losses
 from algos.agent import Agent
 from algos.by_hand import ByHand
 from algos.flat_adam import FlatAdam
-from algos.fused_losses import Categorical, Gaussian, StandardLoss
+from algos.fused_losses import Categorical, Gaussian, StandardLoss, categorical_mean_kl, gaussian_mean_kl
 from algos.options import AgentOptions
 from algos.rollout import EpisodeStats
 from core import registry
-from core.fused import FusedNet
+from core.fused import ACTIVATIONS, MUCH, FusedNet
+from core.fused_twins import TwinNet
 from core.policy import Policy
 from tests.agents import our_agent, weights
 from tests.toys import ToyVecEnv, toy_params
@@ -156,6 +157,105 @@ def test_the_fused_network_is_the_network(action, activation, separate, tmp_path
     torch.testing.assert_close(step, (expected[0], expected[-2]))
 
 
+@pytest.mark.parametrize("units", [[16, 8], [4, 32]])
+@pytest.mark.parametrize("activation", ["relu", "elu", "tanh"])
+@pytest.mark.parametrize("action", ["continuous", "discrete"])
+def test_both_trunks_at_once_are_the_two_trunks(action, activation, units, tmp_path, monkeypatch):
+    agent = agent_of(Agent, tmp_path, monkeypatch, action=action, separate=True, mlp={"activation": activation, "units": units})
+    hand, fused = agent.fast.by_hand, agent.fast.fused
+    assert isinstance(hand.net, TwinNet)
+    for rows in (33, 7, 33):  # reset rows make minibatches of several sizes
+        obs = torch.randn(rows, 3)
+        head, values = fused(obs)
+        weight = torch.randn_like(head), torch.randn_like(values)
+        wanted = torch.autograd.grad((head * weight[0]).sum() + (values * weight[1]).sum(), list(fused.parameters))
+        with torch.no_grad():
+            work = hand.net.take_work(obs)
+            torch.testing.assert_close(hand.net.forward_by_hand(obs, work), (head, values))
+            hand.net.backward_into(obs, work, *weight, hand.into)
+        for got, expected in zip(agent.optimizer.gradients(fused.parameters), wanted, strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+def test_twins_learn_and_their_optimizer_is_saved_as_any_other(tmp_path, monkeypatch):
+    """Their parameters lie in another order, which a state dict must not know."""
+    agent = agent_of(SmoothAdam, tmp_path / "a", monkeypatch, separate=True)
+    agent.train()
+    plain = torch.optim.Adam(agent.model.parameters(), 1e-2, eps=0.1)
+    plain.load_state_dict(copy.deepcopy(agent.optimizer.state_dict()))
+    for p in agent.model.parameters():
+        assert plain.state[p]["exp_avg"].shape == p.shape
+        torch.testing.assert_close(plain.state[p]["exp_avg"], agent.optimizer.state[p]["exp_avg"])
+    other = agent_of(SmoothAdam, tmp_path / "b", monkeypatch, separate=True)
+    other.model.load_state_dict(agent.model.state_dict())
+    other.optimizer.load_state_dict(copy.deepcopy(plain.state_dict()))
+    for one in (agent, other):
+        assert one.optimizer.lies_flat()
+        for i, gradient in enumerate(one.optimizer.gradients(one.model.parameters())):
+            gradient.fill_(0.1 * (i + 1))
+        one.optimizer.step_in_place(1.0)
+    for a, b in zip(agent.model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("rows", [8, MUCH // 4])
+def test_elu_by_exp_is_elu(rows):
+    x = torch.cat(
+        [torch.linspace(-90, 90, rows), torch.linspace(-1e-3, 1e-3, rows), torch.tensor([0.0, -1e-30, float("-inf"), float("inf")])]
+    )
+    x = x.repeat(3)
+    forward, backward = ACTIVATIONS[nn.ELU]
+    out = x.clone()
+    forward(out, torch.empty_like(out))
+    torch.testing.assert_close(out, nn.functional.elu(x), rtol=1e-6, atol=1e-7)
+    grad = torch.ones_like(x)
+    backward(grad, out)
+    torch.testing.assert_close(grad, torch.where(x > 0, 1.0, x.exp()), rtol=1e-5, atol=1e-6)
+    broken = torch.full((4 * MUCH,), float("nan"))
+    forward(broken, torch.empty_like(broken))
+    assert broken.isnan().all()  # a NaN must not become a 0
+
+
+def test_mean_kl_divergences():
+    mus, sigma, old_mus, old_sigmas = torch.randn(50, 3), torch.rand(3) + 0.5, torch.randn(50, 3), torch.rand(50, 3) + 0.5
+    expected = losses.gaussian_kl(mus, sigma.expand_as(mus), old_mus, old_sigmas).mean()
+    torch.testing.assert_close(gaussian_mean_kl(mus, sigma, old_mus, old_sigmas), expected)
+    old, new = torch.randn(50), torch.randn(50)
+    torch.testing.assert_close(categorical_mean_kl(old, new), losses.neglogp_kl(old, new).mean())
+
+
+class OwnKl(Agent):
+    def policy_kl(self, mb, out):
+        return torch.full_like(out.neglogp, 0.125)
+
+
+class OwnSigmas(Agent):
+    def evaluate_actions(self, mb):
+        out = super().evaluate_actions(mb)
+        out.sigmas = out.sigmas * (1.0 + torch.arange(len(out.sigmas)).unsqueeze(1))
+        return out
+
+    def before_epoch(self):
+        self.seen = []
+
+    def _schedule(self, kl):
+        self.seen.append(float(kl))
+
+
+def test_an_own_kl_divergence_or_sigma_is_heard(tmp_path, monkeypatch):
+    agent = agent_of(OwnKl, tmp_path / "kl", monkeypatch, max_epochs=1)
+    agent.train()
+    assert agent.metrics["info/kl"] == pytest.approx(0.125)
+    fused, plain = (
+        agent_of(OwnSigmas, tmp_path / str(f), monkeypatch, max_epochs=1, mini_epochs=1, shuffle=False, fused=f) for f in (True, False)
+    )
+    for agent in (fused, plain):
+        torch.manual_seed(2)
+        agent.train()
+    assert fused.seen[0] == pytest.approx(plain.seen[0], rel=0.5)  # other noise, but by the same formula: row i's sigma is i times as large
+    assert fused.seen[0] > 1.0
+
+
 def test_a_value_that_no_loss_uses_gets_no_gradient(tmp_path, monkeypatch):
     agent = agent_of(Agent, tmp_path, monkeypatch, separate=True)
     fused = FusedNet.of(agent.model)
@@ -268,6 +368,16 @@ def test_flat_adam_is_adam():
     flat.load_state_dict(adam.state_dict())
     assert not flat.lies_flat()
     step()
+
+
+def test_momenta_that_move_nothing_end_at_zero():
+    net = nn.Linear(2, 1)
+    flat = FlatAdam(net.parameters(), 1e-2)
+    for p, value in zip(net.parameters(), (torch.tensor([[1e-25, -1e-3]]), torch.tensor([-1e-38])), strict=True):
+        flat.state[p]["exp_avg"].copy_(value)
+    flat.settle()
+    assert flat.state[net.weight]["exp_avg"].tolist() == [[0.0, pytest.approx(-1e-3)]]
+    assert flat.state[net.bias]["exp_avg"].tolist() == [0.0]
 
 
 def test_weights_that_leave_the_flat_tensor_are_stepped_one_by_one():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from gymnasium import spaces
 from core import registry
 from core.errors import UserError
 from core.vecenv import VecEnv, action_kind
+from tasks import envpool_task
 from tests.task_envs import Odd, register
 
 CFG = Path(__file__).parent.parent / "cfg" / "task"
@@ -429,3 +431,10 @@ def test_a_dead_process_of_async() -> None:
     with pytest.raises(UserError, match=r"environments? .* died"):
         env.step(np.zeros(2, int))
     env.close()
+
+
+def test_envpool_gets_a_thread_more_than_cores_but_not_more_than_environments():
+    cores = len(os.sched_getaffinity(0))
+    assert envpool_task.threads("envpool.mujoco.gym", 64 + cores) == cores + 1
+    assert envpool_task.threads("envpool.mujoco.gym", 1) == 1
+    assert envpool_task.threads("envpool.classic_control", 64) == 0  # its own choice
