@@ -40,6 +40,7 @@ class FlatAdam(optim.Adam):
         self._in_step = True  # all parameters have taken the same number of steps
         self._steps = torch.zeros(len(self.parameters), dtype=torch.float32, device=first.device)
         self._count = self._steps[0]
+        self._one, self._tiny = (torch.tensor(x, dtype=torch.float32, device=first.device) for x in (1.0, 1e-6))  # numbers made once
         self._link_state()
 
     def _link_state(self) -> None:
@@ -75,9 +76,9 @@ class FlatAdam(optim.Adam):
         ranks.mean_(self._grad)
         if max_norm is not None:
             norm = torch.linalg.vector_norm(self._grad)
-            self._grad.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))  # as torch.nn.utils.clip_grad_norm_
+            self._grad.mul_((max_norm / norm.add_(self._tiny)).clamp_(max=1.0))  # as torch.nn.utils.clip_grad_norm_
         group = self.param_groups[0]
-        self._steps += 1
+        self._steps.add_(self._one)
         torch._fused_adam_(
             [self._flat], [self._grad], [self._mean], [self._square], [], [self._count],
             lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"],

@@ -89,7 +89,7 @@ class Updater(Base):
             rows = {"values": mb.old_values, "returns": mb.returns, "masks": None}
             neglogps = {"new_neglogp": out.neglogp, "old_neglogp": mb.old_neglogp}
             self.diagnostics.mini_batch(self, {**rows, **neglogps}, self.e_clip, 0)
-        return {name: value.detach() for name, value in parts.items()}, kl
+        return parts if self._by_hand is not None else {name: value.detach() for name, value in parts.items()}, kl
 
     def total_loss(self, mb: Batch, out: Output) -> tuple[Tensor, dict[str, Tensor]]:
         """Reduces and weighs the losses of the hooks. Returns the scalar to minimise and each mean, by rl_games' names."""

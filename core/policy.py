@@ -53,6 +53,7 @@ class Policy:
             self.actions_low = torch.as_tensor(self.action_space.low.copy(), dtype=torch.float32, device=self.device)
             self.actions_high = torch.as_tensor(self.action_space.high.copy(), dtype=torch.float32, device=self.device)
             self._middle, self._half = (self.actions_high + self.actions_low) / 2.0, (self.actions_high - self.actions_low) / 2.0
+            self._stretches = bool((self._half != 1.0).any() or (self._middle != 0.0).any())
         with quiet():
             self.model = self.build_model(load_network(params, self.action_kind, self.obs_shape)).to(self.device)
         self.is_rnn: bool = self.model.is_rnn()
@@ -157,7 +158,8 @@ class Policy:
         `clip_actions` is false."""
         if self.action_kind != "continuous" or not self.clip_actions:
             return actions
-        return torch.clamp(actions, -1.0, 1.0).mul_(self._half).add_(self._middle)
+        clipped = torch.clamp(actions, -1.0, 1.0)
+        return clipped.mul_(self._half).add_(self._middle) if self._stretches else clipped
 
     def initial_rnn_states(self) -> list[torch.Tensor] | None:
         """Zeros, each (layers, N, units), or None for a policy without memory."""

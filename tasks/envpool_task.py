@@ -89,10 +89,7 @@ class EnvpoolVecEnv(VecEnv):
         self.observation_space = self._observation_space()
         self.action_space = self._pool.action_space
         if isinstance(self.action_space, spaces.Box):
-            self._action_dtype = self.action_space.dtype
             self.action_space = float_space(self.action_space)
-        else:
-            self._action_dtype = np.dtype(np.int32)
         self._scores = np.zeros(num_envs, dtype=np.float32)
         self._ended = np.zeros(num_envs, dtype=bool)
         self._frame: np.ndarray | None = None
@@ -106,7 +103,7 @@ class EnvpoolVecEnv(VecEnv):
 
     def step(self, actions: Any) -> tuple[Obs, np.ndarray, np.ndarray, dict[str, Any]]:
         array = to_numpy(actions)
-        obs, rewards, terminated, truncated, raw = self._pool.step(array.astype(self._action_dtype))
+        obs, rewards, terminated, truncated, raw = self._pool.step(array)  # which makes it its own type
         infos = {"time_outs": truncated & ~terminated, "elapsed_step": raw["elapsed_step"]}
         if "reward" in raw:  # Atari: what the game gave, before clipping
             self._scores += raw["reward"]
