@@ -66,22 +66,28 @@ class ByHand:
 
     def step(self, mb: Batch) -> tuple[Output, dict[str, Tensor]]:
         """One optimizer step. Returns the network's output before it, and of each loss the rows, or with a mask its mean over them."""
+        # what is read from the batch is kept there, and hooks may differentiate by it: it is not to be made in inference mode
+        obs = mb.normalized_obs if "normalized_obs" in mb else mb.obs
+        read = (obs, mb.actions, self.fast.sequences(mb), self.fast.loss_inputs(mb, self.bounds))
         with self.without_autograd():
-            return self._step(mb)
+            return self._step(*read, is_normalized="normalized_obs" in mb)
 
-    def _step(self, mb: Batch) -> tuple[Output, dict[str, Tensor]]:
+    def _step(
+        self, obs: Tensor, actions: Tensor, sequences: Any, inputs: tuple[Any, Any], is_normalized: bool
+    ) -> tuple[Output, dict[str, Tensor]]:
         agent = self.fast.agent
-        obs = mb.normalized_obs if "normalized_obs" in mb else self.fast.normalize(mb.obs)
-        work = self.net.take_work(obs, self.fast.sequences(mb))
+        if not is_normalized:
+            obs = self.fast.normalize(obs)
+        work = self.net.take_work(obs, sequences)
         head, values = self.net.forward_by_hand(obs, work)
         dist = Tape()
         if self.sigma is not None:
-            neglogp, entropy = Gaussian.forward(dist, head, self.sigma, mb.actions)
+            neglogp, entropy = Gaussian.forward(dist, head, self.sigma, actions)
             out = Output(neglogp, values, entropy, mus=head, sigmas=self.sigma.exp().expand_as(head))
         else:
-            neglogp, entropy, logp = Categorical.forward(dist, head, mb.actions)
+            neglogp, entropy, logp = Categorical.forward(dist, head, actions)
             out = Output(neglogp, values, entropy, logits=logp)
-        rows = loss_rows(neglogp, entropy, values, None if self.bounds is None else head, *self.fast.loss_inputs(mb, self.bounds))
+        rows = loss_rows(neglogp, entropy, values, None if self.bounds is None else head, *inputs)
         if self.sigma is not None:
             d_head, d_sigma, _ = Gaussian.backward(dist, rows.d_neglogp, rows.d_entropy)
         else:

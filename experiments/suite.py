@@ -29,6 +29,7 @@ USAGE = f"""python -m experiments.suite suite=NAME|FILE [key=value ...] [{"] [".
 
   suite           a file of cfg/suite ({", ".join(suites.names())}), or a path to one of your own
   algos           files of cfg/train, or the suite's variants: [PPO,RPO] (default: PPO)
+  tasks           which of the suite's tasks: [Hopper,Ant] (default: all)
   seeds           how many (0, 1, ...), or which: [3,7] (default: 5)
   frames          replaces the suite's budgets
   runs_dir        default: runs/suites
@@ -47,6 +48,7 @@ class Options:
 
     suite: Text
     algos: Annotated[list[Text], Field(min_length=1)] = dataclasses.field(default_factory=lambda: ["PPO"])
+    tasks: Annotated[list[Text], Field(min_length=1)] | None = None
     seeds: Count | Annotated[list[Seed], Field(min_length=1)] = 5
     frames: Count | None = None
     runs_dir: Text = "runs/suites"
@@ -69,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     options, overrides, flags = parse(argv, Options, FLAGS)
     if options.config_dir is not None and not Path(options.config_dir).is_dir():
         raise UserError(f"--config-dir: '{options.config_dir}' is not a directory")
-    suite = suites.load(options.suite, options.config_dir)
+    suite = suites.only(suites.load(options.suite, options.config_dir), options.tasks)
     planned = cells.plan(
         suite,
         list(dict.fromkeys(options.algos)),
@@ -105,7 +107,8 @@ def _run(planned: list[cells.Cell], options: Options, console: Console) -> int:
     done = all(seen.state == "done" for _, seen in rows)
     if done:
         algos = ",".join(dict.fromkeys(cell.algo for cell in planned))
-        where = "" if options.runs_dir == Options.runs_dir else f" runs_dir={options.runs_dir}"
+        where = "" if options.tasks is None else f" tasks={','.join(dict.fromkeys(cell.task for cell in planned))}"
+        where += "" if options.runs_dir == Options.runs_dir else f" runs_dir={options.runs_dir}"
         console.print(f"Next: python -m experiments.report suite={options.suite} algos={algos}{where}", highlight=False, soft_wrap=True)
     elif any(seen.state == "failed" for _, seen in rows):
         console.print("What failed is left alone from now on. Once it is mended: the same command with --retry-failed", highlight=False)

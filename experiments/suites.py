@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,6 +92,16 @@ def load(name_or_path: str, config_dir: str | Path | None = None) -> Suite:
         return Suite.model_validate(raw)
     except pydantic.ValidationError as error:
         raise UserError(f"suite '{path}': " + "; ".join(_told(one) for one in error.errors())) from None
+
+
+def only(suite: Suite, tasks: Sequence[str] | None) -> Suite:
+    """The suite with these of its tasks, by label; None: all. Raises UserError for one that it lacks, with the nearest."""
+    for task in tasks or ():
+        if task not in suite.tasks:
+            raise unknown("task", task, suite.tasks, "tasks=")
+    return (
+        suite if tasks is None else suite.model_copy(update={"tasks": {name: suite.tasks[name] for name in suite.tasks if name in tasks}})
+    )
 
 
 def references() -> dict[str, Reference]:

@@ -224,6 +224,36 @@ def test_mean_kl_divergences():
     torch.testing.assert_close(categorical_mean_kl(old, new), losses.neglogp_kl(old, new).mean())
 
 
+class Differentiating(Agent):
+    """Reads what it is given after the default update has, and differentiates by it."""
+
+    def setup(self):
+        self.critic = self.register("own", nn.Linear(3, 1))
+
+    def extra_update(self, batch):
+        rows = next(batch.minibatches(2, True))
+        for each in (batch, rows):
+            made = [x for value in each.fields.values() for x in (value if isinstance(value, list) else [value]) if x is not None]
+            assert not any(x.is_inference() for x in made)
+            ((self.critic(each.obs).squeeze(1) - each.advantages) ** 2 + each.returns.sum(1) * self.critic.bias).mean().backward()
+        return {"own": float(self.critic.weight.grad.abs().sum())}
+
+    def policy_kl(self, mb, out):
+        assert not any(x.is_inference() for name, x in mb.fields.items() if isinstance(x, torch.Tensor))
+        return super().policy_kl(mb, out)
+
+
+@pytest.mark.parametrize("rnn", [None, "lstm"])
+@pytest.mark.parametrize("normalize_input", [False, True])
+@pytest.mark.parametrize("reset_mode", ["same_step", "next_step"])
+def test_what_a_batch_gives_can_be_differentiated(reset_mode, normalize_input, rnn, tmp_path, monkeypatch):
+    settings = {"rnn": rnn} if rnn else {"separate": True}
+    agent = agent_of(Differentiating, tmp_path, monkeypatch, {"reset_mode": reset_mode}, normalize_input=normalize_input, **settings)
+    agent.train()
+    assert agent.fast.by_hand is not None
+    assert agent.metrics["own"] > 0
+
+
 class OwnKl(Agent):
     def policy_kl(self, mb, out):
         return torch.full_like(out.neglogp, 0.125)

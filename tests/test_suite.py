@@ -377,3 +377,18 @@ def test_the_command_tells_mistakes_and_status(tmp_path, capsys):
         suite.main([f"suite={path}", "--config-dir", "/nowhere"])
     assert suite.main(["--help"]) == 0
     assert "--retry-failed" in capsys.readouterr().out
+
+
+def test_the_command_takes_some_of_the_tasks(tmp_path, capsys):
+    tasks = {"TorchPendulum": {"frames": 1000}, "TorchCartPole": {"frames": 1000}, "short": {"task": "TorchPendulum", "frames": 500}}
+    path = write(tmp_path, tasks=tasks)
+    words = [f"suite={path}", "--status", f"runs_dir={tmp_path}/runs", "seeds=1"]
+    assert suite.main(words) == 0
+    assert "3 left" in capsys.readouterr().out
+    assert suite.main([*words, "tasks=[short,TorchCartPole]"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 left" in shown
+    assert shown.index("TorchCartPole") < shown.index("short")  # the suite's order
+    assert "TorchPendulum" not in shown
+    with pytest.raises(UserError, match=r"unknown task 'Short' at tasks=.*Did you mean 'short'"):
+        suite.main([*words, "tasks=Short"])
