@@ -80,11 +80,14 @@ class Batch:
 
     def write(self, minibatch: Batch, **fields: Tensor) -> None:
         """Writes new values of fields into the rows that a minibatch came from."""
+        index = minibatch.index
+        by_number = isinstance(index, Tensor) and index.dtype == torch.int64
         for name, value in fields.items():
-            if isinstance(minibatch.index, Tensor):
-                self._read(name).index_copy_(0, minibatch.index, value)
+            field = self._read(name)
+            if by_number and value.shape == (len(index), *field.shape[1:]):
+                field.index_copy_(0, index, value)  # half the time of the line below
             else:
-                self._read(name)[minibatch.index] = value
+                field[index] = value
 
     def draw_order(self) -> Tensor:
         """A random order (L,) of the rows (with memory: of the sequences)."""

@@ -58,6 +58,14 @@ def test_write_goes_to_the_rows_that_a_minibatch_came_from(seq_length, shuffle):
     assert batch.old_mus.flatten().tolist() == list(range(12))
 
 
+def test_write_takes_a_mask_and_one_value_for_all_rows():
+    batch = Batch({"actions": torch.arange(4), "weight": torch.zeros(4, 1), "mask": None})
+    batch.write(batch.take(torch.tensor([True, False, False, True])), weight=torch.tensor([[1.0], [2.0]]))
+    assert batch.weight.flatten().tolist() == [1, 0, 0, 2]
+    batch.write(batch.take(torch.tensor([1, 2])), weight=torch.tensor(3.0))
+    assert batch.weight.flatten().tolist() == [1, 3, 3, 2]
+
+
 def test_a_missing_field_is_named_with_those_that_are_there():
     with pytest.raises(AttributeError, match="no field 'advantage'; it has actions, obs, mask"):
         _ = Batch(rows(3)).advantage
