@@ -57,7 +57,7 @@ def _versions(chosen: Selection) -> Section:
         )
     options = dataclasses.replace(chosen.options, algos=chosen.algos)
     commands = (
-        f"python -m experiments.suite {options.words('suite', 'algos', 'runs_dir', 'frames')} seeds={_seeds(chosen)}",
+        f"python -m experiments.suite {options.words('suite', 'algos', 'tasks', 'runs_dir', 'frames')} seeds={_seeds(chosen)}",
         f"python -m experiments.report {options.words()}",
     )
     table = Table("versions", "Code, packages and machines", ["algorithm", "commit", "packages", "hardware", "dates"], rows)
