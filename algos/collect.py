@@ -25,6 +25,7 @@ class Collector(Base):
 
     rnn_states: Any  # list of (layers, N, units), or None without memory
     step_seconds: float  # of the last rollout, in the environments
+    fast: Any  # Fast
     obs: Any  # as read_obs() gives them; None until the first reset
     action_masks: Tensor | None  # (N, choices) bool
     episode_masks: Tensor | None  # (T, N) bool: whose finished episodes count; None: all
@@ -107,6 +108,7 @@ class Collector(Base):
     def collect(self, rollout: Rollout) -> Tensor:
         """Fills the rollout with T steps. Returns the values (N, V) of the observations after the last one."""
         self.step_seconds = 0.0
+        self.fast.refresh()
         for n in range(self.horizon_length):
             self.before_step(n)
             self._before_act(rollout, n)
@@ -134,7 +136,7 @@ class Collector(Base):
 
     def _act(self, rollout: Rollout) -> dict[str, Any]:
         try:
-            return self.act(self.obs["obs"])
+            return self.fast.act(self.obs["obs"]) if self.fast.acts else self.act(self.obs["obs"])
         except (RuntimeError, ValueError):
             if self.options.check_finite:
                 self.check_rollout(rollout)  # a NaN observation ends in the distribution's own error; name it instead

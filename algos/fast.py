@@ -59,6 +59,8 @@ class Fast:
             self.fused is not None and not overrides(agent, "policy_kl", Hooks) and type(agent).mean is agent.default_class.mean
         )
         self.step_reason = self.reason or self._why_plain_steps()
+        own_act = overrides(agent, "act", Hooks) or type(agent.policy).act is not Policy.act
+        self.acts = self.fused is not None and not (own_act or agent.is_rnn or agent.has_central_value)
 
     def _why_not(self, standard: bool, compiled: bool) -> str | None:
         agent = self.agent
@@ -100,6 +102,26 @@ class Fast:
                 part.refresh()
 
     # ---- forward passes ----------------------------------------------------------------------------------------------
+
+    def act(self, obs: Tensor) -> dict[str, Any]:
+        """What `Policy.act` returns for N rows, where the rollout is the plain one but acting is the default: the network is written
+        out and has no memory (`acts`). The noise is drawn here."""
+        assert self.fused is not None
+        obs = self.normalize(obs)
+        head = obs.new_empty(len(obs), self.agent.actions_num)
+        values = obs.new_empty(len(obs), self.agent.value_size)
+        self.fused.act(obs, head, values)
+        result: dict[str, Any] = {"values": self.denormalize(values), "rnn_states": None}
+        if not self.continuous:
+            noise = torch.empty_like(head).exponential_().log_().neg_()
+            actions = torch.argmax(head + noise, dim=1)  # Gumbel-max: a sample of the categorical distribution
+            neglogp, _, logits = fused_losses.Categorical.forward(fused_losses.Tape(), head, actions)
+            return {**result, "actions": actions, "neglogpacs": neglogp, "logits": logits}
+        logstd = self.net.sigma_act(self.net.sigma)
+        sigmas = logstd.exp().expand_as(head)
+        actions = torch.addcmul(head, sigmas, torch.randn_like(head))
+        neglogp, _ = fused_losses.Gaussian.forward(fused_losses.Tape(), head, logstd, actions)
+        return {**result, "actions": actions, "neglogpacs": neglogp, "mus": head, "sigmas": sigmas}
 
     def normalize(self, obs: Tensor) -> Tensor:
         """Raw observations (L, ...) -> what the network sees, by the present statistics, which learn nothing here."""

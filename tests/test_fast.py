@@ -464,6 +464,53 @@ def test_a_hook_costs_only_its_own_part(cls, plain_steps, by_hand, fused_losses,
     assert bool(calls) == (by_hand and cls is not OwnUpdate)
 
 
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("action", ["continuous", "discrete"])
+def test_an_own_step_leaves_acting_written_out(action, separate, tmp_path, monkeypatch):
+    agent = agent_of(OwnStep, tmp_path, monkeypatch, action=action, separate=separate, max_epochs=2)
+    called = []
+    monkeypatch.setattr(agent.policy, "act", lambda *args, act=agent.policy.act: (called.append(1), act(*args))[1])
+    agent.train()
+    assert agent.fast.acts
+    assert len(called) <= 2 * agent.horizon_length  # what a time-out cut off, and the values at the end; not one more for each step
+    torch.manual_seed(4)
+    agent.fast.refresh()
+    agent.model.eval()
+    obs = torch.randn(5, 3)[torch.arange(20_000) % 5]
+    with torch.no_grad():
+        got, expected = agent.fast.act(obs), Policy.act(agent.policy, obs)
+    assert set(got) <= set(expected)
+    for name in ("values", "mus", "sigmas") if action == "continuous" else ("values",):
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-5)
+    if action == "continuous":
+        torch.testing.assert_close(
+            got["neglogpacs"], losses.gaussian_neglogp(got["actions"], got["mus"], got["sigmas"]), rtol=1e-4, atol=1e-4
+        )
+        noise = (got["actions"] - got["mus"]) / got["sigmas"]
+        assert noise.mean().abs() < 0.03
+        assert (noise.std() - 1).abs() < 0.03
+    else:
+        logp = torch.log_softmax(expected["logits"], dim=1)
+        torch.testing.assert_close(got["neglogpacs"], -logp.gather(1, got["actions"][:, None]).squeeze(1), rtol=1e-4, atol=1e-5)
+        for row in range(5):  # 4,000 draws each
+            share = torch.bincount(got["actions"][row::5], minlength=logp.shape[1]) / 4000
+            torch.testing.assert_close(share, logp[row].exp(), rtol=0, atol=0.04)
+
+
+def test_own_acting_is_called_at_every_step(tmp_path, monkeypatch):
+    class OwnAct(OwnStep):
+        def act(self, obs):
+            self.called = getattr(self, "called", 0) + 1
+            return super().act(obs)
+
+    agent = agent_of(OwnAct, tmp_path, monkeypatch, max_epochs=1)
+    agent.train()
+    assert not agent.fast.acts
+    assert agent.called == agent.horizon_length
+    assert not agent_of(OwnStep, tmp_path / "rnn", monkeypatch, rnn="lstm").fast.acts  # memory is carried by the model
+    assert not agent_of(OwnStep, tmp_path / "plain", monkeypatch, fused=False).fast.acts
+
+
 def test_what_the_fast_path_cannot_serve_takes_the_plain_one(tmp_path, monkeypatch):
     class OwnPolicy(Policy):
         def act(self, obs, rnn_states=None, action_masks=None):
