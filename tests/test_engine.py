@@ -269,12 +269,11 @@ def _node_of(pid, nodes):
 def test_a_stopped_suite_saves_and_the_same_command_goes_on(tmp_path, background):
     """A shell without job control starts what ends in & with SIGINT ignored, and all that it starts inherits that."""
     words = [*make_suite(tmp_path, LONG), "algos=PPO", "seeds=3"]
-    old = signal.signal(signal.SIGINT, signal.SIG_IGN) if background else None
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)  # whatever the tests were started with
     try:
         process = start(*words)
     finally:
-        if background:
-            signal.signal(signal.SIGINT, old)
+        signal.signal(signal.SIGINT, old)
     running = training(tmp_path, count=2)
     process.send_signal(signal.SIGTERM if background else signal.SIGINT)
     status, out, err = finish(process, timeout=60)
