@@ -235,9 +235,9 @@ class FusedNet:
     def backward_into(self, obs: Tensor, work: Any, head: Tensor, values: Tensor, into: Sequence[Tensor]) -> None:
         """`backward_by_hand` with every gradient written into `into`."""
         grads = self.backward_by_hand(obs, work, head, values, into)
-        late = [i for i, place in enumerate(into) if grads[i] is not place]
+        late = [(place, grad) for place, grad in zip(into, grads, strict=True) if grad is not None and grad is not place]
         if late:
-            torch._foreach_copy_([into[i] for i in late], [grads[i] for i in late])  # type: ignore[misc]
+            torch._foreach_copy_([place for place, _ in late], [grad for _, grad in late])
 
     def _by_trunk(self, into: Sequence[Any] | None) -> list[Sequence[Any]]:
         """A list for `parameters`, in parts: those of each trunk, of the policy's head, of the values'."""
