@@ -37,6 +37,11 @@ def overrides(agent: Any, name: str, base: type) -> bool:
     return getattr(type(agent), name) is not getattr(base, name)
 
 
+def own_policy_act(policy: Policy) -> bool:
+    """Whether a policy acts in its own way: by its class, or by a function that `setup` gave it."""
+    return getattr(policy.act, "__func__", None) is not Policy.act
+
+
 class Fast:
     """What of the fast path an agent can take. Built once, when the agent's model is there."""
 
@@ -59,7 +64,7 @@ class Fast:
             self.fused is not None and not overrides(agent, "policy_kl", Hooks) and type(agent).mean is agent.default_class.mean
         )
         self.step_reason = self.reason or self._why_plain_steps()
-        own_act = overrides(agent, "act", Hooks) or type(agent.policy).act is not Policy.act
+        own_act = overrides(agent, "act", Hooks) or own_policy_act(agent.policy)
         self.acts = self.fused is not None and not (own_act or agent.is_rnn or agent.has_central_value)
 
     def _why_not(self, standard: bool, compiled: bool) -> str | None:
@@ -89,7 +94,7 @@ class Fast:
         for name in ("_act", "env_step", "values_of", "bootstrap", "collect"):
             if overrides(agent, name, Collector):
                 return f"'{name}' is overridden"
-        if type(agent.policy).act is not Policy.act:
+        if own_policy_act(agent.policy):
             return "the policy's 'act' is overridden"
         if agent.has_central_value:
             return "there is a central value"

@@ -145,6 +145,7 @@ def test_time_out_bootstraps_from_the_terminal_observation(tmp_path, reset_mode)
         return result
 
     ours.policy.act = acting
+    ours.fast.acts = False  # decided when the agent was built
     terminal = []
     step = ours.vec_env.step
 

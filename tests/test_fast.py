@@ -437,6 +437,23 @@ def test_an_own_step_leaves_acting_written_out(action, separate, tmp_path, monke
             torch.testing.assert_close(share, logp[row].exp(), rtol=0, atol=0.04)
 
 
+def test_a_function_that_setup_gives_the_policy_acts(tmp_path, monkeypatch):
+    class Given(OwnStep):
+        def setup(self):
+            act, self.called = self.policy.act, 0
+
+            def counted(*args):
+                self.called += 1
+                return act(*args)
+
+            self.policy.act = counted
+
+    agent = agent_of(Given, tmp_path, monkeypatch, max_epochs=1)
+    agent.train()
+    assert not agent.fast.acts
+    assert agent.called >= agent.horizon_length
+
+
 def test_own_acting_is_called_at_every_step(tmp_path, monkeypatch):
     class OwnAct(OwnStep):
         def act(self, obs):
