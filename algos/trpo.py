@@ -3,7 +3,7 @@
     maximize  L(theta) = E[ pi(a|s) / pi_old(a|s) A ]   subject to   E[ KL(pi_old(.|s) || pi(.|s)) ] <= max_kl
 
 One step per rollout: x = F^-1 g by conjugate gradient on products with the Fisher matrix F (the Hessian of that KL), then
-theta += beta x with beta = sqrt(2 max_kl / x^T F x), shrunk until L has risen and the KL is within max_kl. Advantages are GAE's (1506.02438).
+theta += beta x with beta = sqrt(2 max_kl / x^T F x), shrunk until L has risen and the KL is within max_kl. Advantages: GAE (1506.02438).
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ class TRPO(Agent):
             return loss, kl
 
         before = self.ranks.mean(loss.detach()).item()
-        fraction, after, kl = line_search(measure, before, self.options)
-        metrics = {"losses/a_loss": after, "losses/entropy": self.mean(out.entropy.detach(), batch.mask).item(), "info/kl": kl}
-        metrics.update({"trpo/improvement": before - after, "trpo/step_fraction": fraction, "trpo/step_norm": fraction * step.norm().item()})
-        return metrics, parameters
+        fraction, after, distance = line_search(measure, before, self.options)
+        metrics = {"trpo/improvement": before - after, "trpo/step_fraction": fraction, "trpo/step_norm": fraction * step.norm().item()}
+        entropy = self.mean(out.entropy.detach(), batch.mask).item()
+        return {"losses/a_loss": after, "losses/entropy": entropy, "info/kl": distance, **metrics}, parameters
 
     def fit_critic(self, batch, moved):
         """`mini_epochs` passes over minibatches, which leave the parameters `moved` by the policy's step alone. Returns metrics."""
@@ -158,9 +158,9 @@ def step_length(x: Tensor, product: Tensor, max_kl: float) -> Tensor:
 
 
 def line_search(measure: Callable[[float], tuple[float, float]], before: float, options: TRPOOptions) -> tuple[float, float, float]:
-    """The first of the fractions 1, shrink, shrink^2, ... of the step whose loss is below `before` and whose KL is within max_kl, with both.
+    """The first of the fractions 1, shrink, shrink^2, ... of the step at which the loss is below `before` and the KL within max_kl.
 
-    measure(fraction): goes there and returns (loss, KL). Where none will do it goes back to 0, and the fraction is 0.
+    measure(fraction): goes there and returns (loss, KL). Returns fraction, loss, KL; fraction 0, where it goes back to, if none will do.
     """
     for i in range(options.line_search_steps):
         fraction = options.line_search_shrink**i
