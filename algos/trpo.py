@@ -78,12 +78,10 @@ class TRPO(Agent):
         gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
         parameters = [p for p, g in zip(trained, gradients, strict=True) if g is not None]
         gradient = self.ranks.mean_(flat(g for g in gradients if g is not None))
-        kl = self.mean(mean_kl(old, distributions(out)), batch.mask)
-        slope = flat(torch.autograd.grad(kl, parameters, create_graph=True))
+        hessian = hessian_product(self.mean(divergence(old, distributions(out)), batch.mask), parameters)
 
         def fisher(v: Tensor) -> Tensor:
-            product = torch.autograd.grad(slope @ v, parameters, retain_graph=True, materialize_grads=True)
-            return self.ranks.mean_(flat(product)) + self.options.cg_damping * v
+            return self.ranks.mean_(hessian(v)) + self.options.cg_damping * v
 
         direction = conjugate_gradient(fisher, -gradient, self.options.cg_iterations)
         step = step_length(direction, fisher(direction), self.options.max_kl) * direction
@@ -93,7 +91,7 @@ class TRPO(Agent):
         def measure(fraction: float) -> tuple[float, float]:
             move(parameters, start + fraction * step)
             new = self.evaluate_actions(batch)
-            parts = (self.surrogate(batch, new), self.mean(mean_kl(old, distributions(new)), batch.mask))
+            parts = (self.surrogate(batch, new), self.mean(divergence(old, distributions(new)), batch.mask))
             loss, kl = self.ranks.mean_(torch.stack(parts)).tolist()
             return loss, kl
 
@@ -128,10 +126,16 @@ def distributions(out: Output) -> list[Distribution]:
     return [Categorical(logits=logits, validate_args=False) for logits in heads]
 
 
-def mean_kl(old: list[Distribution], new: list[Distribution]) -> Tensor:
+def divergence(old: list[Distribution], new: list[Distribution]) -> Tensor:
     """KL(old || new) per row (B,), exact, summed over action dimensions or heads."""
     parts = [kl_divergence(p, q) for p, q in zip(old, new, strict=True)]
     return sum((part.sum(-1) if part.dim() > 1 else part for part in parts), start=torch.zeros(()))
+
+
+def hessian_product(scalar: Tensor, parameters: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    """v -> H v with the Hessian of a scalar by P parameters, both (P,). The Hessian of KL(old || new) at old is the Fisher matrix."""
+    slope = flat(torch.autograd.grad(scalar, parameters, create_graph=True))
+    return lambda v: flat(torch.autograd.grad(slope @ v, parameters, retain_graph=True, materialize_grads=True))
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float = 1e-10) -> Tensor:
