@@ -38,7 +38,7 @@ class Batch:
 
     def __init__(self, fields: dict[str, Any], seq_length: int = 1, index: Any = None) -> None:
         self._fields = fields
-        self.seq_length = seq_length
+        self.seq_length = seq_length  # successive rows that stay together, in their order: whole sequences are drawn where there are any
         self.index = index
 
     @property
@@ -71,12 +71,12 @@ class Batch:
         return Batch({**self._fields, **fields}, self.seq_length, self.index)
 
     def take(self, index: Any) -> Batch:
-        """Rows by index, mask or slice. With memory, `index` counts sequences instead of rows."""
-        select = self._sequences(index) if self._is_recurrent else _rows_of(index)
+        """Rows by index, mask or slice. Where `seq_length` rows stay together (memory), `index` counts those sequences instead."""
+        select = self._sequences(index) if self._in_sequences else _rows_of(index)
         rows = Cut(self, lambda value: tree_map(select, value))
         states = Cut(self, lambda value: [state[:, index, :].contiguous() for state in value])
         fields = {name: None if value is None else states if name in SEQUENCE_FIELDS else rows for name, value in self._fields.items()}
-        return Batch(fields, self.seq_length, self._rows(index) if self._is_recurrent else index)
+        return Batch(fields, self.seq_length, self._rows(index) if self._in_sequences else index)
 
     def write(self, minibatch: Batch, **fields: Tensor) -> None:
         """Writes new values of fields into the rows that a minibatch came from."""
@@ -116,22 +116,22 @@ class Batch:
             if large:
                 direct = self.take(rows)._fields
                 fields.update({name: direct[name] for name in large})
-            yield Batch(fields, self.seq_length, self._rows(rows) if self._is_recurrent else rows)
+            yield Batch(fields, self.seq_length, self._rows(rows) if self._in_sequences else rows)
 
     def _pieces(self, sizes: list[int]) -> Batch:
         """A batch whose fields are tuples: the parts of `sizes` rows (with memory: sequences), all cut when the first of them is read."""
-        rows = [size * self.seq_length for size in sizes] if self._is_recurrent else sizes
+        rows = [size * self.seq_length for size in sizes] if self._in_sequences else sizes
         cut = Cut(self, lambda value: _split(value, rows))
         states = Cut(self, lambda value: [[part.contiguous() for part in parts] for parts in _by_piece(value, sizes)])
         fields = {name: None if value is None else states if name in SEQUENCE_FIELDS else cut for name, value in self._fields.items()}
         return Batch(fields)
 
     @property
-    def _is_recurrent(self) -> bool:
-        return self._fields.get("rnn_states") is not None
+    def _in_sequences(self) -> bool:
+        return self.seq_length > 1 or self._fields.get("rnn_states") is not None
 
     def _total(self) -> int:
-        return len(self) // self.seq_length if self._is_recurrent else len(self)
+        return len(self) // self.seq_length if self._in_sequences else len(self)
 
     def _sequences(self, index: Any) -> Any:
         if isinstance(index, slice):

@@ -121,6 +121,14 @@ class Hooks(Base):
             return rank_sync.normalized(self.ranks, advantages, mask)
         return losses.normalized(advantages, mask)
 
+    def steps_together(self) -> int:
+        """Called when the batch is made. Returns how many successive steps of one environment its minibatches keep together, in their
+        order, reset rows (mask 0) included; `horizon_length` must be a multiple of it.
+
+        Default: seq_length with memory, else 1: rows alone. Example (whole rollouts, as V-trace needs): return self.horizon_length
+        """
+        return self.seq_length if self.is_rnn else 1
+
     def transform_batch(self, batch: Batch) -> Batch:
         """Called with the finished batch before the update. May add, replace or drop rows and fields.
 

@@ -29,8 +29,8 @@ class Preparer(Base):
     def make_batch(self, rollout: Rollout, last_values: Tensor) -> tuple[Batch, Batch | None]:
         """Returns the policy's batch (L rows) and the central value's (T * num_actors rows), if there is one.
 
-        Rows that are no transitions are left out of statistics and batch; a recurrent batch keeps them, with mask 0, because
-        its sequences must stay whole.
+        Rows that are no transitions are left out of statistics and batch; a batch of sequences (`steps_together`) keeps them, with
+        mask 0, because its sequences must stay whole.
         """
         rewards, components = self.combine_rewards(rollout)
         for name, component in components.items():
@@ -63,7 +63,7 @@ class Preparer(Base):
         fields.update(old_values=values, returns=returns, advantages=raw_advantages, mask=mask, rnn_states=rollout.flat_memory())
         self._learn_observations(fields, mask)
         central = self._central_batch(rollout, fields) if self.central_value_net is not None else None
-        return self._whole_or_kept(Batch(fields, self.seq_length if self.is_rnn else 1)), central
+        return self._whole_or_kept(Batch(fields, self.steps_together())), central
 
     def _learn_observations(self, fields: dict[str, Any], mask: Tensor | None) -> None:
         """Once per epoch: the normalizer learns from the batch's kept rows; then all rows are normalized for the fast path."""
@@ -124,7 +124,7 @@ class Preparer(Base):
         return self._whole_or_kept(Batch(central, self.seq_length if net.is_rnn else 1))
 
     def _whole_or_kept(self, batch: Batch) -> Batch:
-        if batch.mask is None or batch.rnn_states is not None:
+        if batch.mask is None or batch.seq_length > 1 or batch.rnn_states is not None:
             return batch
         return batch.take(batch.mask.bool()).replace(mask=None)
 

@@ -47,6 +47,15 @@ def test_memory_is_drawn_by_whole_sequences():
     assert sorted(seen) == [0, 4, 8]
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_rows_that_stay_together_are_drawn_together_without_memory(shuffle):
+    torch.manual_seed(0)
+    batch = Batch(rows(12), seq_length=4)
+    seen = [mb.actions.tolist() for mb in batch.minibatches(3, shuffle)]
+    assert sorted(seen) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert batch.take(torch.tensor([2, 0])).obs["a"].tolist() == [80, 90, 100, 110, 0, 10, 20, 30]
+
+
 @pytest.mark.parametrize("seq_length", [1, 4])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_write_goes_to_the_rows_that_a_minibatch_came_from(seq_length, shuffle):
