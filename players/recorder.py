@@ -32,7 +32,8 @@ def recording(player_cls: type[Player]) -> type[Player]:
             super().on_eval_step(obs, rewards, dones, infos)
             counts = np.repeat([n > 0 for n in self.left], self.num_agents)
             rows = np.flatnonzero(counts & ~self.reset_rows.cpu().numpy())
-            rewards, ended = rewards.reshape(self.num_rows, -1)[:, 0].double().cpu().numpy(), dones.cpu().numpy()
+            paid = rewards.reshape(self.num_rows, -1)[:, 0].double().cpu().numpy()
+            ended = dones.cpu().numpy()
             given = infos.get("time_outs")
             time_outs = np.zeros(self.num_rows, bool) if given is None else to_tensor(given, "cpu").bool().numpy()
             after = self.seen
@@ -44,14 +45,14 @@ def recording(player_cls: type[Player]) -> type[Player]:
                     "obs": taken(self.before, rows),
                     "actions": taken(self.chosen, rows),
                     "next_obs": taken(after, rows),
-                    "rewards": rewards[rows].astype(np.float32),
+                    "rewards": paid[rows].astype(np.float32),
                     "terminated": (ended & ~time_outs)[rows],
                     "dones": ended[rows],
                 }
             )
             for row in rows:
                 trajectory = int(self.running[row])
-                self.returns[trajectory] = self.returns.get(trajectory, 0.0) + float(rewards[row])
+                self.returns[trajectory] = self.returns.get(trajectory, 0.0) + float(paid[row])
                 self.lengths[trajectory] = self.lengths.get(trajectory, 0) + 1
                 if ended[row]:
                     self.finished.append(trajectory)
