@@ -34,12 +34,14 @@ class Policy:
         device: where the model lives.
     """
 
+    sees: str = "obs"  # of a frozen policy (`load_frozen`): the part of the task's observations, "obs" or "states", that it is shown
     model: Any  # rl_games' module: it has is_rnn() and get_default_rnn_state(), which nn.Module does not know
 
     def __init__(self, params: dict[str, Any], env_info: dict[str, Any], num_envs: int, device: str | torch.device) -> None:
         self.config: dict[str, Any] = params["config"]
         self.device = torch.device(device)
         self.num_envs = num_envs
+        self.env_observation_space: spaces.Space = env_info["observation_space"]  # before augmentation
         self.env_info = self.augment_env_info(dict(env_info))
         self.observation_space: spaces.Space = self.env_info["observation_space"]
         self.action_space = as_tuple_space(self.env_info["action_space"])

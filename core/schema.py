@@ -96,6 +96,7 @@ ROOT: Section = {
     "wandb_job_type": Key(Text | None, "its job type"),
     "wandb_tags": Key(OneOrMany, "its tags"),
     "player": Key(PLAYER, "how evaluation plays"),
+    "record": Key(Text | None, "with test=True: demonstration file (.npz) to write the counted episodes to"),
     "video": Key(bool, "record the evaluation as mp4"),
     "video_episodes": Key(Count, "episodes to record"),
     "modules": Key(OneOrMany, "modules (package.module or a .py file) to import before names are looked up"),

@@ -11,8 +11,10 @@ import torch
 from algos.agent import Agent
 from algos.options import AgentOptions
 from core import registry
+from core.errors import UserError
 from core.policy import Policy
 from tests.agents import our_agent
+from tests.command import SMALL, command
 from tests.toys import ToyVecEnv, toy_params
 
 T, N = 16, 8
@@ -386,3 +388,28 @@ def test_an_algorithm_without_options_of_its_own_has_those_of_the_class_below(tm
     assert type(agents["bare"].options) is AgentOptions
     assert agents["finer_knob"].options.smooth_coef == 0.25
     agents["bare"].train()
+
+
+def test_a_run_can_be_refused_before_it_has_a_directory(monkeypatch, tmp_path):
+    seen = {}
+
+    class Choosy(Agent):
+        @classmethod
+        def check_run(cls, options, policy, env):
+            seen.update(coef=options.smooth_coef, policy=policy, num_envs=env.num_envs)
+            if policy.is_rnn:
+                raise UserError("no memory here")
+
+    registry.discover()
+    monkeypatch.setitem(
+        registry.algos._entries, "choosy", registry.AlgoEntry("choosy", Choosy, HookedOptions, "default", None, registry.ACTION_KINDS)
+    )
+    ask = ["task=TorchPendulum", *SMALL, "train.params.algo.name=choosy", "train.params.config.smooth_coef=0.5", "max_epochs=1"]
+    rnn = "++train.params.network.rnn={name: lstm, units: 8, layers: 1}"
+    with pytest.raises(UserError, match="no memory here"):
+        command(*ask, rnn, f"run_dir={tmp_path}/run")
+    assert not (tmp_path / "run").exists()
+    assert command(*ask, f"run_dir={tmp_path}/run")["epochs"] == 1
+    assert seen["coef"] == 0.5
+    assert seen["num_envs"] == 4
+    assert seen["policy"].device.type == "cpu"

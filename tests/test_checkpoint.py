@@ -22,6 +22,7 @@ from core.quiet import quiet
 from core.run_dir import read_metrics
 from tests.agents import our_agent, stock_agent, train_stock
 from tests.command import SMALL, command
+from tests.experts import teacher
 from tests.toys import ToyVecEnv, toy_params
 
 TIMES = {"seconds", "fps", "fps_step", "fps_play", "time/step", "time/play", "time/prepare", "time/update"}
@@ -256,3 +257,28 @@ def test_a_frozen_policy_is_the_one_that_was_trained(tmp_path):
     teacher = agent.load_frozen(str(tmp_path / "run" / "nn" / "last.pth"))
     obs = agent.read_obs(env.reset())["obs"]
     assert torch.equal(teacher.best_actions(teacher.act(obs)), frozen.best_actions(frozen.act(obs)))
+
+
+@pytest.mark.parametrize(("sees", "part"), [("either", "states"), ("states", "states"), ("either", "obs")])
+def test_a_frozen_policy_is_shown_what_it_was_made_for(sees, part, tmp_path):
+    from core.runner import make_env
+
+    path = teacher("task=TorchPendulum")
+    hidden = [2] if part == "states" else None
+    env = make_env({"task": {"name": "t", "kind": "torch", "id": "Pendulum", "hidden_obs": hidden}}, 3, 0, "cpu")
+    frozen = checkpoint.frozen_policy(path, env.get_env_info(), 3, "cpu", sees)
+    assert frozen.sees == part
+    obs = env.reset()
+    assert frozen.act(obs["states"] if hidden else obs)["mus"].shape == (3, 1)
+
+
+def test_a_frozen_policy_of_other_spaces_is_refused():
+    from core.runner import make_env
+
+    path = teacher("task=TorchPendulum")
+    hidden = make_env({"task": {"name": "t", "kind": "torch", "id": "Pendulum", "hidden_obs": [2]}}, 3, 0, "cpu")
+    with pytest.raises(UserError, match=r"made for observations Box.*\(3,\).*, but the task has 'obs' Box.*\(2,\)"):
+        checkpoint.frozen_policy(path, hidden.get_env_info(), 3, "cpu")
+    cartpole = make_env({"task": {"name": "t", "kind": "torch", "id": "CartPole"}}, 3, 0, "cpu")
+    with pytest.raises(UserError, match=r"acts in Box.*, but the task's actions are Discrete\(2\)"):
+        checkpoint.frozen_policy(path, cartpole.get_env_info(), 3, "cpu", "either")
