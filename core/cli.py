@@ -30,6 +30,7 @@ WHEN_SWEEPING = ["hydra.sweep.dir=runs/multirun", "hydra.sweep.subdir=."]
 
 TEXT_KEYS = {
     "checkpoint",
+    "record",
     "resume",
     "run_dir",
     "runs_dir",

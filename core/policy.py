@@ -40,6 +40,7 @@ class Policy:
         self.config: dict[str, Any] = params["config"]
         self.device = torch.device(device)
         self.num_envs = num_envs
+        self.env_observation_space: spaces.Space = env_info["observation_space"]  # before augmentation
         self.env_info = self.augment_env_info(dict(env_info))
         self.observation_space: spaces.Space = self.env_info["observation_space"]
         self.action_space = as_tuple_space(self.env_info["action_space"])

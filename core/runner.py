@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from core import checkpoint, registry
+from core import checkpoint, demos, registry
 from core.config import check, check_batch, to_params
 from core.console import batch_arithmetic, print_eval_table, print_result, print_run_table
 from core.context import RunContext
 from core.errors import Exhausted, UserError
+from core.hidden import HiddenObs
 from core.observers import Run, make_observers
 from core.policy import Policy
 from core.process import FirstStep, keep_freed_memory, peak_memory_mb
@@ -143,17 +144,21 @@ def _train(
 
 
 def evaluate(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Plays `cfg['checkpoint']` with its algorithm's player and writes eval.json, and a video where `cfg['video']`.
+    """Plays `cfg['checkpoint']` with its algorithm's player and writes eval.json, the demonstration file `cfg['record']` where one is
+    asked for, and a video where `cfg['video']`.
 
     Returns eval.json's content. Raises UserError where checkpoint and config do not belong together.
     """
     if world_size() > 1:
         raise UserError(f"one process plays an evaluation, and this is one of {world_size()} (WORLD_SIZE): start it without torchrun")
-    played = _play(cfg)
+    record = demos.check_target(cfg["record"]) if cfg["record"] else None
+    played = _play(cfg, record)
     run_dir = _run_of_checkpoint(cfg, played.params)
     run_dir.write_eval(played.result)
     print_eval_table(played.result)
     print(f"eval.json: {run_dir.path / 'eval.json'}")
+    if record:
+        print(f"demonstrations: {record} ({played.transitions:,} transitions)")
     if cfg["video"]:
         print(f"video: {_record(cfg, played, run_dir)}")
     return played.result
@@ -192,9 +197,10 @@ class _Played:
     state: dict[str, Any]
     seed: int
     player_class: Any
+    transitions: int  # written to the demonstration file
 
 
-def _play(cfg: dict[str, Any]) -> _Played:
+def _play(cfg: dict[str, Any], record: Path | None = None) -> _Played:
     params = to_params(cfg)
     entry = registry.algos.get(params["algo"]["name"], "train.params.algo.name")
     settings = cfg["player"]
@@ -212,13 +218,27 @@ def _play(cfg: dict[str, Any]) -> _Played:
     with contextlib.closing(make_env(cfg, num_envs, seed, device)) as env:
         check_actions(entry, env)
         policy = make_policy(entry, params, env, num_envs, device, state, cfg["sigma"])
-        player = player_class(policy, env, games_num=games, deterministic=settings["deterministic"], seed=seed, n_game_life=lives)
+        player: Any = (player_class.recording() if record else player_class)(
+            policy, env, games_num=games, deterministic=settings["deterministic"], seed=seed, n_game_life=lives
+        )
         player.restore_extras(checkpoint.player_extras(state))
         played = player.run()
+        transitions = player.save(record, _origin(cfg, entry, state)) if record else 0
     head = {"task": cfg["task"]["name"], "algo": entry.name, "seed": seed, "checkpoint": str(cfg["checkpoint"])}
     result = {**head, "frames": state.get("frame"), "epochs": state.get("epoch"), **played}
     result["seconds"] = time.perf_counter() - started
-    return _Played(result, params, entry, state, seed, player_class)
+    return _Played(result, params, entry, state, seed, player_class, transitions)
+
+
+def _origin(cfg: dict[str, Any], entry: AlgoEntry, state: dict[str, Any]) -> dict[str, Any]:
+    """What a demonstration file says about where it comes from."""
+    task = cfg["task"]
+    return {
+        "task": {"name": task["name"], "kind": task["kind"], "id": task.get("id") or task.get("env_name")},
+        "algo": entry.name,
+        "frames": state.get("frame"),
+        "checkpoint": Path(cfg["checkpoint"]).name,
+    }
 
 
 # ---- parts, each usable alone ----------------------------------------------------------------------------------------------
@@ -230,7 +250,14 @@ def make_env(cfg: dict[str, Any], num_envs: int, seed: int | None, device: str, 
     factory = registry.tasks.get(task["kind"], "task.kind")
     options = {key: value for key, value in task.items() if key in inspect.signature(factory).parameters}
     options.pop("num_envs", None)
-    return factory(num_envs=num_envs, seed=seed, device=device, render_mode=render_mode, **options)
+    env = factory(num_envs=num_envs, seed=seed, device=device, render_mode=render_mode, **options)
+    if not task.get("hidden_obs"):
+        return env
+    try:
+        return HiddenObs(env, task["hidden_obs"])
+    except UserError:
+        env.close()
+        raise
 
 
 def make_rank_env(ranks: Ranks, cfg: dict[str, Any], params: dict[str, Any]) -> VecEnv:

@@ -96,6 +96,7 @@ ROOT: Section = {
     "wandb_job_type": Key(Text | None, "its job type"),
     "wandb_tags": Key(OneOrMany, "its tags"),
     "player": Key(PLAYER, "how evaluation plays"),
+    "record": Key(Text | None, "with test=True: demonstration file (.npz) to write the counted episodes to"),
     "video": Key(bool, "record the evaluation as mp4"),
     "video_episodes": Key(Count, "episodes to record"),
     "modules": Key(OneOrMany, "modules (package.module or a .py file) to import before names are looked up"),
@@ -492,6 +493,7 @@ def of_task(kind: Callable[..., Any]) -> Section | None:
         "name": Key(Text, "name of the task", required=True),
         "kind": Key(Text, "registered kind of environment", required=True),
         "num_envs": Key(Count | None, "environments unless num_envs or train.params.config.num_actors says otherwise"),
+        "hidden_obs": Key(list[int] | None, "indices of the flat observation that the policy does not see"),
     }
     factory = kind.__init__ if inspect.isclass(kind) else kind
     hints = typing.get_type_hints(factory, include_extras=True)

@@ -168,6 +168,8 @@ def _refused(cfg: dict[str, Any]) -> Iterator[str]:
     """Valid keys whose values this version cannot honour."""
     params = cfg["train"]["params"]
     config, network = params.get("config"), params.get("network")
+    if cfg.get("record") and not cfg.get("test"):
+        yield "record is given, but test is not: episodes of an evaluation are recorded (test=True checkpoint=... record=FILE.npz)"
     if isinstance(config, Mapping):
         if config.get("lr_schedule") == "adaptive" and "kl_threshold" not in config:
             yield "train.params.config.kl_threshold is missing: lr_schedule is 'adaptive' and needs the KL divergence to aim at"

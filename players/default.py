@@ -66,6 +66,8 @@ class Player:
         self.num_agents = env.num_agents
         self.num_rows = env.num_envs * env.num_agents
         self.rnn_states: Any = None
+        self.seen: Obs = None  # the last observations (N, ...) before augmentation
+        self.chosen: Any = None  # the last actions (N, ...) in the policy's scale
         self.per_episode: list[dict[str, Any]] = []
 
     # ---- hooks ------------------------------------------------------------------------------------------------------
@@ -123,6 +125,13 @@ class Player:
         from players.video import record  # video.py builds on this class
 
         return record(cls, policy, env, path, episodes, deterministic=deterministic, seed=seed, extras=extras)
+
+    @classmethod
+    def recording(cls) -> type[Player]:
+        """This player, keeping the transitions of its counted episodes: see `players.recorder.recording`."""
+        from players.recorder import recording  # recorder.py builds on this class
+
+        return recording(cls)
 
     # ---- driver -----------------------------------------------------------------------------------------------------
 
@@ -201,15 +210,16 @@ class Player:
         with torch.no_grad():
             result = self.act(obs, self.rnn_states, masks)
         self.rnn_states = result.get("rnn_states")
-        actions = self.policy.best_actions(result) if self.deterministic else result["actions"]
-        actions = self.policy.env_actions(actions)
+        self.chosen = self.policy.best_actions(result) if self.deterministic else result["actions"]
+        actions = self.policy.env_actions(self.chosen)
         return actions.to(self.env.device) if self.env.is_torch else actions.cpu().numpy()
 
     def _see(self, obs: Obs) -> Obs:
         """The policy's part of an observation, as tensors on its device, augmented."""
         if isinstance(obs, dict) and "obs" in obs and "states" in obs:  # "states" is the central value's
             obs = obs["obs"]
-        return self.policy.augment_obs(tree_map(lambda leaf: to_tensor(leaf, self.policy.device), obs))
+        self.seen = tree_map(lambda leaf: to_tensor(leaf, self.policy.device), obs)
+        return self.policy.augment_obs(self.seen)
 
     def _ended(self, dones: torch.Tensor) -> list[int]:
         """The environments whose episode ended. All agents of one end together (VecEnv's contract)."""
