@@ -229,10 +229,14 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Updater, Saving):
         """Adds a scalar to this epoch's metrics: files, TensorBoard, W&B."""
         self.metrics[name] = float(value)
 
-    def load_frozen(self, checkpoint: str) -> Policy:
+    def load_frozen(self, checkpoint: str, sees: str = "obs") -> Policy:
         """Another run's policy inside this one (a teacher, an opponent, a low-level controller): its model is in eval mode, without
-        gradients, writer or directories. The checkpoint must be one of this project's: it holds its own config."""
-        return frozen_policy(checkpoint, self.vec_env.get_env_info(), self.num_actors, self.policy.device)
+        gradients, writer or directories. The checkpoint must be one of this project's: it holds its own config.
+
+        sees: what of this task it is shown, `self.obs[...]`: "obs", "states" (what a central value sees), or "either" for whichever it was
+        made for, which `policy.sees` then tells.
+        """
+        return frozen_policy(checkpoint, self.vec_env.get_env_info(), self.num_actors, self.policy.device, sees)
 
     # ---- the driver ------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@ from algos.batch import Batch
 from algos.flat_adam import FlatAdam
 from algos.heads import Output, read_output
 from algos.rollout import Rollout, Transition
+from core.policy import Policy
+from core.vecenv import VecEnv
 
 if TYPE_CHECKING:
     from rl_games.common.a2c_common import A2CBase as Base  # untyped: every attribute of the agent is allowed
@@ -24,6 +26,14 @@ else:
 
 class Hooks(Base):
     """Mixed into `algos.agent.Agent`, whose docstring draws the timeline. `self.options` holds the algorithm's dataclass."""
+
+    @classmethod
+    def check_run(cls, options: Any, policy: Policy, env: VecEnv) -> None:
+        """Called once, before there is a run directory or an agent, with the algorithm's options, the policy as it will be built (on the
+        CPU) and the environments. Raises UserError for what the algorithm cannot serve: memory, a file that does not fit.
+
+        Default: nothing. Example: if policy.is_rnn: raise UserError("... cannot train a network with memory")
+        """
 
     # ---- built once ---------------------------------------------------------------------------------------------------
 

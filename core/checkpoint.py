@@ -118,8 +118,14 @@ def check_fits(state: dict[str, Any], algo: str, path: str | Path) -> None:
         raise UserError(f"checkpoint '{path}' was made by algorithm '{made_by}', not by '{algo}': use train.params.algo.name={made_by}")
 
 
-def frozen_policy(path: str | Path, env_info: dict[str, Any], num_envs: int, device: str | torch.device) -> Policy:
-    """The policy of one of our checkpoints, in eval mode and without gradients, for `num_envs` environments."""
+def frozen_policy(path: str | Path, env_info: dict[str, Any], num_envs: int, device: str | torch.device, sees: str = "obs") -> Policy:
+    """The policy of one of our checkpoints, in eval mode and without gradients, for `num_envs` environments.
+
+    sees: what of the present task it is shown, "obs" or, of a task that has one, the state that a central value sees, "states"; "either":
+    whichever of the two it was made for. The policy tells as `policy.sees`.
+
+    Raises UserError where the checkpoint was made for other actions or observations, naming both.
+    """
     from core import registry
     from core.config import to_params
 
@@ -129,10 +135,29 @@ def frozen_policy(path: str | Path, env_info: dict[str, Any], num_envs: int, dev
         raise UserError(f"checkpoint '{path}' is a stock rl_games file and does not say how its network is built")
     params = to_params(cfg)
     entry = registry.algos.get(params["algo"]["name"], "the checkpoint's config")
-    policy = (entry.policy or Policy)(params, env_info, num_envs, device)
-    policy.load(state)
-    policy.model.eval().requires_grad_(False)
-    return policy
+    made_for = state["gamesmith"]["spaces"]
+    shown = {"obs": env_info["observation_space"], "states": env_info.get("state_space")}
+    shown = {name: space for name, space in shown.items() if space is not None and sees in (name, "either")}
+    problem: UserError | None = None
+    for name, space in shown.items():
+        try:
+            policy = (entry.policy or Policy)(params, {**env_info, "observation_space": space}, num_envs, device)
+        except UserError as error:
+            problem = error
+            continue
+        if str(policy.env_info["action_space"]) != made_for["action"]:
+            raise UserError(f"checkpoint '{path}' acts in {made_for['action']}, but the task's actions are {env_info['action_space']}")
+        try:
+            policy.load(state)
+        except UserError as error:
+            problem = error
+            continue
+        policy.model.eval().requires_grad_(False)
+        policy.sees = name
+        return policy
+    there = " and ".join(f"'{name}' {space}" for name, space in shown.items()) or f"no '{sees}'"
+    told = f" ({problem})" if problem else ""
+    raise UserError(f"checkpoint '{path}' was made for observations {made_for['observation']}, but the task has {there}{told}")
 
 
 # ---- random state ------------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ class Policy:
         device: where the model lives.
     """
 
+    sees: str = "obs"  # of a frozen policy (`load_frozen`): the part of the task's observations, "obs" or "states", that it is shown
     model: Any  # rl_games' module: it has is_rnn() and get_default_rnn_state(), which nn.Module does not know
 
     def __init__(self, params: dict[str, Any], env_info: dict[str, Any], num_envs: int, device: str | torch.device) -> None:

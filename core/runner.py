@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from core import checkpoint, demos, registry
-from core.config import check, check_batch, to_params
+from core.config import algo_options, check, check_batch, to_params
 from core.console import batch_arithmetic, print_eval_table, print_result, print_run_table
 from core.context import RunContext
 from core.errors import Exhausted, UserError
@@ -70,6 +70,8 @@ def _train_on(ranks: Ranks, cfg: dict[str, Any], entry: AlgoEntry) -> dict[str, 
             state = checkpoint.load(cfg["checkpoint"])
             checkpoint.check_fits(state, entry.name, cfg["checkpoint"])
             policy.load(state)
+        if hasattr(entry.cls, "check_run"):  # hooks are an Agent's
+            entry.cls.check_run(algo_options(entry, params["config"]), policy, env)
         seed_everything(params["seed"], cfg["torch_deterministic"])
         run_dir = _run_dir(ranks, cfg, params)
         return _train(ranks, cfg, params, entry, kind, env, run_dir)

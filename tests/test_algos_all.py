@@ -8,6 +8,7 @@ from core import checkpoint, registry
 from core.config import CONFIG_DIR
 from core.errors import UserError
 from tests.command import SMALL, command, resolve
+from tests.experts import demonstrations, teacher
 
 registry.discover()
 
@@ -19,6 +20,10 @@ TASK_OF = {
 BY_NAME = sorted(name for name in registry.algos if registry.algos.get(name).cls.__module__.startswith("algos."))
 CASES = [(name, kind) for name in BY_NAME for kind in registry.algos.get(name).actions]
 EXTRA = {"sac": (f"file={CONFIG_DIR.parent}/tests/data/sac.yaml", "train.params.config.num_warmup_steps=8")}
+NEEDS = {  # what it cannot do without, by task
+    "dapg": lambda *task: (f"train.params.config.demos={demonstrations(*task)}",),
+    "dagger": lambda *task: (f"train.params.config.teacher={teacher(*task)}",),
+}
 FITTING_SIZE = {"sac": ("num_envs=4",)}
 
 
@@ -33,7 +38,8 @@ def multi_choice():
 def arguments(name, kind, tmp_path, run="run"):
     size = FITTING_SIZE.get(name, SMALL)
     train = EXTRA.get(name, (f"train.params.algo.name={name}",))
-    return [*TASK_OF[kind], *size, *train, f"run_dir={tmp_path}/{run}"]
+    needed = NEEDS.get(name, lambda *task: ())(*TASK_OF[kind])
+    return [*TASK_OF[kind], *size, *train, *needed, f"run_dir={tmp_path}/{run}"]
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
