@@ -164,6 +164,8 @@ def gradient_penalty(scores: Tensor, inputs: Tensor) -> Tensor:
 class Replay:
     """The last `size` rows (F,) that were added; full, only a share `keep` of the new ones replaces the oldest."""
 
+    of_each_rank = True  # several processes: each has the transitions of its own environments
+
     def __init__(self, size: int, width: int, keep: float, device: torch.device) -> None:
         self.data = torch.zeros((size, width), device=device)
         self.keep, self.count, self.position = keep, 0, 0
