@@ -14,11 +14,12 @@ from algos.amp import AMPDiscriminator, AMPOptions
 from algos.discriminator import DiscriminatorOptions, Replay, gradient_penalty
 from algos.gail import GAILDiscriminator, GAILOptions
 from core import checkpoint, demos, registry
-from core.config import algo_options
+from core.config import algo_options, to_params
 from core.demos import Demonstrations
 from core.errors import UserError
 from core.policy import Policy
 from core.run_dir import read_metrics
+from core.runner import make_env
 from tests.agents import our_agent
 from tests.command import SMALL, command
 from tests.experts import demonstrations
@@ -282,20 +283,15 @@ def test_the_player_tells_what_the_discriminator_thinks(algo, task, tmp_path):
     assert json.loads((tmp_path / "run" / "eval.json").read_text())["imitation_reward_mean"] == played["imitation_reward_mean"]
     # the same from the recorded transitions
     state = checkpoint.load(result["checkpoint"])
-    space = {name: demos.read(tmp_path / "seen.npz")[0][f"{name}_space"] for name in ("observation", "action")}
-    assert space
-    params = registry.algos.get(algo)
-    seen, disc = judged_again(params, state, tmp_path / "seen.npz", task)
+    seen, disc = judged_again(registry.algos.get(algo), state, tmp_path / "seen.npz")
     scores = disc(seen)
     assert len(seen) == played["per_episode"][0]["length"]
     assert played["discriminator_score_mean"] == pytest.approx(scores.mean().item(), rel=1e-4, abs=1e-6)
     assert played["imitation_reward_mean"] == pytest.approx(disc.reward(scores).mean().item(), rel=1e-4)
 
 
-def judged_again(entry: Any, state: dict[str, Any], path: Any, task: str) -> Any:
-    from core.config import to_params
-    from core.runner import make_env
-
+def judged_again(entry: Any, state: dict[str, Any], path: Any) -> Any:
+    """A file's transitions as a checkpoint's discriminator sees them, and that discriminator."""
     cfg = state["gamesmith"]["config"]
     params = to_params(cfg)
     env = make_env(cfg, 1, 0, "cpu")
