@@ -15,7 +15,7 @@ from algos.batch import Batch
 from algos.flat_adam import FlatAdam
 from algos.fused_losses import Categorical, Gaussian, Tape, loss_rows
 from algos.heads import Output
-from algos.hooks import Hooks
+from algos.hooks import Hooks, overrides
 from core.fused_twins import TwinNet
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ class ByHand:
         agent = fast.agent
         if fast.fused is None or not fast.losses or not agent.has_value_loss or agent.scaler.is_enabled():
             return None
-        if any(getattr(type(agent), name) is not getattr(Hooks, name) for name in HOOKS):
+        if any(overrides(agent, name, Hooks) for name in HOOKS):
             return None
-        if any(getattr(type(agent), name) is not getattr(agent.default_class, name) for name in DRIVER):
+        if any(overrides(agent, name, agent.default_class) for name in DRIVER):
             return None
         if type(agent.optimizer) is not FlatAdam or agent.model.get_aux_loss():
             return None

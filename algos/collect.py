@@ -23,9 +23,11 @@ else:
 class Collector(Base):
     """The part of `Agent` that steps environments."""
 
+    on_gpu: bool
     rnn_states: Any  # list of (layers, N, units), or None without memory
     step_seconds: float  # of the last rollout, in the environments
     fast: Any  # Fast
+    keeps_next_obs: bool = False  # set to True in setup(): the rollout and the batch then have `next_obs`, what each step led to
     obs: Any  # as read_obs() gives them; None until the first reset
     action_masks: Tensor | None  # (N, choices) bool
     episode_masks: Tensor | None  # (T, N) bool: whose finished episodes count; None: all
@@ -58,6 +60,9 @@ class Collector(Base):
             choices = np.sum(self.actions_num)
             rollout.add("action_masks", n, (int(choices),), torch.bool)
             self.carried_fields.append("action_masks")
+        if self.keeps_next_obs:
+            rollout.add_space("next_obs", self.policy.observation_space, n)
+            self.carried_fields.append("next_obs")
         for name, (shape, dtype) in self.rollout_fields().items():
             rollout.add(name, n, tuple(shape), dtype)
             self.carried_fields.append(name)
@@ -125,6 +130,8 @@ class Collector(Base):
                 ~self.resetting,
             )  # fmt: skip
             self._bootstrap_step(rollout, transition)
+            if self.keeps_next_obs:
+                self._write_next_obs(rollout, n, obs["obs"], dones, infos)
             self.on_step(transition)
             self._store_outcome(rollout, transition)
             self._after_step(transition)
@@ -200,6 +207,15 @@ class Collector(Base):
             values = self.values_of(self.read_obs(terminal))
         rollout.write(transition.n, "state_values", values)
 
+    def _write_next_obs(self, rollout: Rollout, n: int, obs: Any, dones: Tensor, infos: dict[str, Any]) -> None:
+        """What step n led to: `obs`, or where a same-step environment has already begun another episode, the last of the old one."""
+        if not self.next_step_reset and (self.on_gpu or bool(dones.any())):
+            terminal = infos.get("terminal_obs")
+            if terminal is None:
+                raise missing_terminal_obs(self.vec_env, "ends episodes")
+            obs = tree_map(lambda last, first: _where(dones, last, first), self.read_obs(terminal)["obs"], obs)
+        rollout.write(n, "next_obs", obs)
+
     def _store_outcome(self, rollout: Rollout, transition: Transition) -> None:
         n = transition.n
         rollout.write(n, "raw_rewards", transition.raw_rewards)
@@ -260,7 +276,16 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
-def missing_terminal_obs(env: Any) -> UserError:
+def _where(rows: Tensor, theirs: Tensor, others: Tensor) -> Tensor:
+    """(N, ...): of `theirs` where rows (N,) is true."""
+    return torch.where(rows.view(-1, *[1] * (theirs.dim() - 1)), theirs, others)
+
+
+def missing_terminal_obs(env: Any, does: str = "") -> UserError:
+    if does:
+        return UserError(
+            f"{type(env).__name__} {does} but has no infos['terminal_obs'], which this algorithm learns from: have it give them"
+        )
     return UserError(
         f"{type(env).__name__} reports time-outs but no infos['terminal_obs'] to bootstrap from: "
         "have it give them, or set train.params.config.bootstrap_from=current_obs"

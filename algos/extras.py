@@ -59,6 +59,10 @@ class Extras:
     def modules(self) -> Iterable[nn.Module]:
         return [part for part in self.parts.values() if isinstance(part, nn.Module)]
 
+    def of_each_rank(self) -> list[tuple[str, Stateful]]:
+        """Parts that are another one on every rank (`of_each_rank = True`); all others are the same everywhere, and saved by the first."""
+        return [(name, part) for name, part in self.parts.items() if getattr(part, "of_each_rank", False)]
+
     def train(self, mode: bool = True) -> None:
         for module in self.modules:
             module.train(mode)

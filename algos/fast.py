@@ -19,7 +19,7 @@ from algos.batch import Batch
 from algos.by_hand import ByHand
 from algos.collect import Collector
 from algos.heads import Output
-from algos.hooks import Hooks
+from algos.hooks import Hooks, overrides
 from core.fused import Sequences
 from core.fused_memory import fused_net
 from core.normalizers import Frozen
@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 
 STEP_HOOKS = ("act", "on_step", "on_episode_end", "episode_mask")
 LOSS_HOOKS = ("policy_loss", "value_loss", "entropy_weight")
-
-
-def overrides(agent: Any, name: str, base: type) -> bool:
-    """Whether the agent's class has its own version of a method of `base`."""
-    return getattr(type(agent), name) is not getattr(base, name)
 
 
 def own_policy_act(policy: Policy) -> bool:

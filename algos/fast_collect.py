@@ -101,6 +101,8 @@ class FastCollector(Base):
                 steps.time_outs.put(n, time_outs)
                 if wants_terminal and (self.on_gpu or time_outs.any()):
                     cut_off.append((n, *self._cut_off(infos, torch.as_tensor(time_outs))))
+            if self.keeps_next_obs:
+                self._write_next_obs(rollout, n, self.obs["obs"], steps.dones[n].bool(), infos)
             self.infos_are_read = self.algo_observer.reads(infos)
             if self.infos_are_read:
                 done_rows = steps.dones[n].nonzero(as_tuple=False)

@@ -15,7 +15,7 @@ from algos import by_hand, fast
 from algos.batch import Batch
 from algos.capture import Captured, CudaGraph, Slot, attribute
 from algos.fast_collect import FastCollector
-from algos.hooks import Hooks
+from algos.hooks import Hooks, overrides
 from algos.update import Updater
 from core.policy import Policy
 
@@ -151,7 +151,7 @@ class Graphs:
         for base, names, whose in ((Hooks, ("before_step",), agent), (FastCollector, own, agent),
                                    (Policy, ("augment_obs", "preprocess", "env_actions"), agent.policy)):  # fmt: skip
             for name in names:
-                if fast.overrides(whose, name, base):
+                if overrides(whose, name, base):
                     return f"'{name}' is overridden"
         if type(agent.rewards_shaper) is not DefaultRewardsShaper:
             return f"the reward shaper is {type(agent.rewards_shaper).__name__}"
@@ -161,7 +161,7 @@ class Graphs:
         agent = self.agent
         for base, names in ((Hooks, UPDATE_HOOKS), (agent.default_class, by_hand.DRIVER), (Updater, ("ppo_update", "passes"))):
             for name in names:
-                if fast.overrides(agent, name, base):
+                if overrides(agent, name, base):
                     return f"'{name}' is overridden"
         if agent.use_diagnostics:
             return "use_diagnostics is true"

@@ -235,3 +235,9 @@ class Hooks(Base):
         Default: plays `eval_games` episodes with the algorithm's player on environments of their own.
         """
         return self.play_evaluation()
+
+
+def overrides(agent: Any, name: str, base: type) -> bool:
+    """Whether an agent has its own version of a method of `base`: by its class, or by a function that `setup` gave it."""
+    own = getattr(agent, name)
+    return getattr(own, "__func__", own) is not getattr(base, name)

@@ -201,7 +201,8 @@ RUNNING_TOTALS = ("running", "running_shaped", "running_length")
 
 
 def with_ranks(agent: Agent, state: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint with what each rank has of its own: random state, environments, running episodes, memory."""
+    """The checkpoint with what each rank has of its own: random state, environments, running episodes, memory, registered parts that
+    say so (`of_each_rank`: a replay buffer)."""
     if agent.ranks.world > 1:
         ours = state["gamesmith"]
         own = {
@@ -210,6 +211,7 @@ def with_ranks(agent: Agent, state: dict[str, Any]) -> dict[str, Any]:
             "env_state": state["env_state"],
             "episodes": {name: ours["episodes"][name] for name in RUNNING_TOTALS},
             "central_value": (ours["central_value"] or {}).get("rnn_states"),
+            "parts": {name: checkpoint.plain(part.state_dict()) for name, part in agent.extras.of_each_rank()},
         }
         ours["ranks"] = agent.ranks.gather(_on_cpu(own))
     return state
@@ -223,6 +225,7 @@ def of_this_rank(agent: Agent, weights: dict[str, Any]) -> dict[str, Any]:
     ours, saved = copy.copy(ours), ours.get("ranks", [])
     if ranks.rank < len(saved):
         own = saved[ranks.rank]
+        ours["extras"] = {**ours["extras"], "parts": {**ours["extras"]["parts"], **own.get("parts", {})}}
         ours["central_value"] = {**(ours["central_value"] or {}), "rnn_states": own["central_value"]} if ours["central_value"] else None
     else:
         own_streams(agent.seed, ranks, weights["epoch"])

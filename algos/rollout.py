@@ -42,7 +42,8 @@ class Rollout:
 
     obs, actions, neglogp (T, N), values (T, N, V), rewards (T, N, V, shaped), raw_rewards (T, N, V), dones_before and
     dones_after (T, N), time_outs (T, N), valid (T, N); mus, sigmas (T, N, A) or none; states (T, num_actors, ...);
-    action_masks; the author's `rollout_fields`. Memory: rnn_states, a list of (T / seq_length, layers, N, units), and
+    action_masks; next_obs where the agent `keeps_next_obs`; the author's `rollout_fields`.
+    Memory: rnn_states, a list of (T / seq_length, layers, N, units), and
     rnn_dones (T, N): 1 where the memory was zeroed before the step.
     """
 

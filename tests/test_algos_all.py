@@ -21,6 +21,7 @@ BY_NAME = sorted(name for name in registry.algos if registry.algos.get(name).cls
 CASES = [(name, kind) for name in BY_NAME for kind in registry.algos.get(name).actions]
 EXTRA = {"sac": (f"file={CONFIG_DIR.parent}/tests/data/sac.yaml", "train.params.config.num_warmup_steps=8")}
 NEEDS = {  # what it cannot do without, by task
+    **dict.fromkeys(("amp", "gail"), lambda *task: (f"train.params.config.demos={demonstrations(*task)}",)),
     "dapg": lambda *task: (f"train.params.config.demos={demonstrations(*task)}",),
     "dagger": lambda *task: (f"train.params.config.teacher={teacher(*task)}",),
 }
