@@ -23,6 +23,7 @@ from core.config import check, check_batch, to_params
 from core.console import batch_arithmetic, print_eval_table, print_result, print_run_table
 from core.context import RunContext
 from core.errors import Exhausted, UserError
+from core.hidden import HiddenObs
 from core.observers import Run, make_observers
 from core.policy import Policy
 from core.process import FirstStep, keep_freed_memory, peak_memory_mb
@@ -230,7 +231,14 @@ def make_env(cfg: dict[str, Any], num_envs: int, seed: int | None, device: str, 
     factory = registry.tasks.get(task["kind"], "task.kind")
     options = {key: value for key, value in task.items() if key in inspect.signature(factory).parameters}
     options.pop("num_envs", None)
-    return factory(num_envs=num_envs, seed=seed, device=device, render_mode=render_mode, **options)
+    env = factory(num_envs=num_envs, seed=seed, device=device, render_mode=render_mode, **options)
+    if not task.get("hidden_obs"):
+        return env
+    try:
+        return HiddenObs(env, task["hidden_obs"])
+    except UserError:
+        env.close()
+        raise
 
 
 def make_rank_env(ranks: Ranks, cfg: dict[str, Any], params: dict[str, Any]) -> VecEnv:

@@ -33,6 +33,7 @@ def make(
     render_mode: str | None = None,
     id: str | None = None,
     options: dict[str, Any] | None = None,
+    obs_key: str | None = None,
     flatten_obs: bool = True,
     use_dict_obs_space: bool = False,
     num_threads: int = 0,
@@ -43,7 +44,8 @@ def make(
     Args:
         id: one of envpool.list_all_envs().
         options: keyword arguments of envpool.make, e.g. max_episode_steps, episodic_life, frame_skip.
-        flatten_obs: one vector from a Dict observation, keys in EnvPool's order.
+        obs_key: the only entry of a Dict observation that is used, e.g. MiniGrid's `image`.
+        flatten_obs: one vector from a Dict observation (or its one entry), keys in EnvPool's order.
         use_dict_obs_space: observations {observation, reward, last_action}, as in rl_games.
         num_threads: 0: one more than there are cores, for quick environments EnvPool's own choice (as many as there are cores).
         render_id: gymnasium id to take the pictures from, where it is not `id` (EnvPool cannot render everywhere).
@@ -52,10 +54,10 @@ def make(
     Raises UserError for an unknown id or option, and where nothing can render.
     """
     if render_mode is None or _is_atari(id):
-        return EnvpoolVecEnv(id, num_envs, seed, dict(options or {}), flatten_obs, use_dict_obs_space, num_threads, render_mode)
+        return EnvpoolVecEnv(id, num_envs, seed, dict(options or {}), flatten_obs, use_dict_obs_space, num_threads, render_mode, obs_key)
     if use_dict_obs_space:
         raise UserError("task.use_dict_obs_space cannot be rendered outside Atari")
-    return _gymnasium_twin(id, num_envs, seed, render_mode, dict(options or {}), flatten_obs, render_id)
+    return _gymnasium_twin(id, num_envs, seed, render_mode, dict(options or {}), flatten_obs, obs_key, render_id)
 
 
 class EnvpoolVecEnv(VecEnv):
@@ -77,6 +79,7 @@ class EnvpoolVecEnv(VecEnv):
         use_dict_obs_space: bool = False,
         num_threads: int = 0,
         render_mode: str | None = None,
+        obs_key: str | None = None,
     ) -> None:
         self.num_envs = num_envs
         self.render_mode = render_mode
@@ -84,6 +87,7 @@ class EnvpoolVecEnv(VecEnv):
             seed = int(np.random.SeedSequence().generate_state(1)[0]) % 2**31
         self._pool = _make_pool(id, num_envs, seed, num_threads, options)
         self._flatten = flatten_obs and isinstance(self._pool.observation_space, spaces.Dict)
+        self._key = obs_key
         self._with_reward = use_dict_obs_space
         self._episodic_life = bool(options.get("episodic_life", False))
         self.observation_space = self._observation_space()
@@ -124,6 +128,8 @@ class EnvpoolVecEnv(VecEnv):
         self._pool.close()
 
     def _observe(self, obs: Any, rewards: np.ndarray, actions: np.ndarray) -> Obs:
+        if self._key is not None:
+            obs = {self._key: obs[self._key]} if self._flatten else obs[self._key]
         if self._flatten:
             obs = np.concatenate([np.reshape(value, (self.num_envs, -1)) for value in obs.values()], axis=1)
         if self.render_mode is not None:
@@ -135,6 +141,14 @@ class EnvpoolVecEnv(VecEnv):
 
     def _observation_space(self) -> spaces.Space:
         space = self._pool.observation_space
+        if self._key is not None:
+            if not isinstance(space, spaces.Dict):
+                self.close()
+                raise UserError(f"task.obs_key='{self._key}': the observations of this environment have no parts, they are {space}")
+            if self._key not in space.spaces:
+                self.close()
+                raise unknown("part of the observation", self._key, space.spaces, "task.obs_key")
+            space = spaces.Dict({self._key: space[self._key]}) if self._flatten else space[self._key]
         if self._flatten:
             low = np.concatenate([np.reshape(sub.low, -1) for sub in space.spaces.values()])
             high = np.concatenate([np.reshape(sub.high, -1) for sub in space.spaces.values()])
@@ -210,10 +224,11 @@ def _gymnasium_twin(
     render_mode: str,
     options: dict[str, Any],
     flatten_obs: bool,
+    obs_key: str | None,
     render_id: str | None,
 ) -> VecEnv:
     """The same task in gymnasium: EnvPool's MuJoCo renderer aborts the process where no OpenGL library is loaded."""
-    pool = EnvpoolVecEnv(id, 1, 0, options, flatten_obs)
+    pool = EnvpoolVecEnv(id, 1, 0, options, flatten_obs, obs_key=obs_key)
     pool.close()
     where = "task.render_id" if render_id else "task.id (rendering takes gymnasium's twin; name another in task.render_id)"
     spec = find_spec(render_id or id, where)
