@@ -156,11 +156,8 @@ class ActorCritic(NetworkBuilder.BaseNetwork):
 
     def get_default_rnn_state(self) -> tuple[Tensor, ...] | None:
         """Empty memory for N rows, each tensor (layers, N, units)."""
-        if self.memory is None:
-            return None
-        rows = self.build_info["num_seqs"]
-        memories = [self.memory, *([self.critic.memory] if self.separate else [])]
-        return tuple(state for memory in memories for state in memory.empty(rows))
+        memories = [trunk.memory for trunk in [self, *([self.critic] if self.separate else [])] if trunk.memory is not None]
+        return tuple(state for memory in memories for state in memory.empty(self.build_info["num_seqs"])) or None
 
     def _build_heads(self, size: int, actions_num: Any, head: dict[str, Any]) -> None:
         if self.kind == "discrete":

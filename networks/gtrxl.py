@@ -52,10 +52,20 @@ def sinusoids(count: int, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+def shifted(by_distance: Tensor) -> Tensor:
+    """Scores by distance M, ..., 1, 0, (..., T, M + 1) -> by item, (..., T, M + T): row t moves t places to the right.
+
+    Rows that are T longer, read as rows that are T - 1 longer (Dai et al., appendix B). What else stands in a row is of no visible item.
+    """
+    steps, width = by_distance.shape[-2:]
+    grown = nn.functional.pad(by_distance, (0, steps))
+    return grown.flatten(-2)[..., : steps * (width + steps - 1)].unflatten(-1, (steps, width + steps - 1))
+
+
 class RelativeAttention(nn.Module):
     """items (S, M + T, width), the memory and then the sequence; visible (S, T, M + T) bool -> (S, T, width)."""
 
-    distances: Tensor
+    distances: Tensor  # R of the distances memory_length, ..., 1, 0
 
     def __init__(self, width: int, heads: int, memory_length: int) -> None:
         super().__init__()
@@ -63,18 +73,15 @@ class RelativeAttention(nn.Module):
         self.to_q, self.to_kv, self.to_out = (nn.Linear(width, n * width, bias=False) for n in (1, 2, 1))
         self.to_r = nn.Linear(width, width, bias=False)
         self.content_bias, self.distance_bias = (nn.Parameter(torch.zeros(heads, 1, width // heads)) for _ in range(2))  # u, v
-        self.register_buffer("distances", sinusoids(memory_length + 1, width), persistent=False)
+        self.register_buffer("distances", sinusoids(memory_length + 1, width).flip(0), persistent=False)
 
     def forward(self, items: Tensor, visible: Tensor) -> Tensor:
-        m, t = self.memory_length, items.shape[1] - self.memory_length
-        q = rearrange(self.to_q(items[:, m:]), "b t (h d) -> b h t d", h=self.heads)
+        q = rearrange(self.to_q(items[:, self.memory_length :]), "b t (h d) -> b h t d", h=self.heads)
         k, v = rearrange(self.to_kv(items), "b s (two h d) -> two b h s d", two=2, h=self.heads)
         r = rearrange(self.to_r(self.distances), "n (h d) -> h n d", h=self.heads)
         content = einsum(q + self.content_bias, k, "b h t d, b h s d -> b h t s")
-        by_distance = einsum(q + self.distance_bias, r, "b h t d, h n d -> b h t n")  # n = 0 .. memory_length
-        step, other = torch.arange(m, m + t, device=q.device), torch.arange(m + t, device=q.device)
-        distance = (step[:, None] - other).clamp(0, m)  # (T, M + T); what lies outside is not visible
-        scores = (content + by_distance.gather(3, distance.expand(*by_distance.shape[:2], -1, -1))) / q.shape[-1] ** 0.5
+        by_distance = einsum(q + self.distance_bias, r, "b h t d, h n d -> b h t n")
+        scores = (content + shifted(by_distance)) / q.shape[-1] ** 0.5
         weights = scores.masked_fill(~visible[:, None], float("-inf")).softmax(dim=-1)
         return self.to_out(rearrange(weights @ v, "b h t d -> b t (h d)"))
 
