@@ -127,6 +127,8 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Updater, Saving):
         self.algo_observer.after_init(self)
         self.rows = self.num_actors * self.num_agents
         self.rollout = self.new_rollout()
+        if self.masks_reset_rows:  # no two batches are of one size, and for each cuDNN would try out its ways anew: seconds
+            torch.backends.cudnn.benchmark = False
         self.game_rewards = EpisodeStats(self.rows, self.num_agents, self.value_size, self.games_to_track, self.policy.device)
         self.on_gpu = self.policy.device.type == "cuda"  # asking the device anything means waiting for it
         self.fast = Fast(self)

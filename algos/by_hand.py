@@ -38,7 +38,7 @@ class ByHand:
         self.sigma: nn.Parameter | None = fast.net.sigma if fast.continuous else None
         self.bounds = agent.head.bounds_coef
         sigma = [] if self.sigma is None else [self.sigma]
-        twins = TwinNet.of(fast.fused)
+        twins = TwinNet.of(fast.fused, agent.minibatch_size)
         self.net: Any = twins or fast.fused
         if twins is not None:
             self.optimizer.lay_out([*twins.order, *sigma])

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from algos.agent import Agent
+from core import fused_twins
 from core.fused import ACTIVATIONS, MUCH
 from core.fused_twins import TwinNet
 from tests.test_fast import SmoothAdam, agent_of
@@ -71,3 +72,26 @@ def test_elu_by_exp_is_elu(rows):
     broken = torch.full((4 * MUCH,), float("nan"))
     forward(broken, torch.empty_like(broken))
     assert broken.isnan().all()  # a NaN must not become a 0
+
+
+# ---- sums over the rows on a GPU -------------------------------------------------------------------------------------
+
+
+def check_weight_gradients(device: str) -> None:
+    """Wide over narrow and narrow over wide, in chunks of rows: entry by entry what a product over all rows gives."""
+    torch.manual_seed(2)
+    for out, into in ((5, 3), (3, 5)):
+        grad, below = (torch.randn(2, 3 * fused_twins.CHUNK, width, dtype=torch.float64, device=device) for width in (out, into))
+        found = torch.full((2, out, into), torch.nan, dtype=torch.float64, device=device)
+        fused_twins.weight_gradients(grad, below, found)
+        torch.testing.assert_close(found, torch.einsum("kbo,kbi->koi", grad, below))
+
+
+def test_weight_gradients_in_chunks_are_those_of_all_rows(monkeypatch):
+    monkeypatch.setattr(fused_twins, "in_chunks", lambda grad: grad.shape[1] % fused_twins.CHUNK == 0)
+    check_weight_gradients("cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_weight_gradients_on_a_gpu():
+    check_weight_gradients("cuda")
