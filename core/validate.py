@@ -223,11 +223,17 @@ def check_batch(params: dict[str, Any], num_agents: int = 1) -> None:
     config = params["config"]
     if "horizon_length" not in config:
         return
-    recurrent = "rnn" in (params.get("network") or {})
+    recurrent = _has_memory(params.get("network") or {})
     _divide(config, config, num_agents, recurrent, "train.params.config")
     central = config.get("central_value_config")
     if central:
         _divide(central, config, 1, "rnn" in central["network"], "train.params.config.central_value_config")
+
+
+def _has_memory(network: Mapping[str, Any]) -> bool:
+    """By rl_games' key, or because the registered network always has one (its attribute `has_memory`)."""
+    name = str(network.get("name"))
+    return "rnn" in network or (name in registry.networks and getattr(registry.networks.get(name), "has_memory", False))
 
 
 def _divide(part: Mapping[str, Any], config: Mapping[str, Any], agents: int, recurrent: bool, path: str) -> None:

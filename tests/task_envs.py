@@ -127,3 +127,26 @@ class MultiChoice(gymnasium.Env):
     def _draw(self) -> np.ndarray:
         self.seen = self.np_random.uniform(-1.0, 1.0, 2).astype(np.float32)
         return self.seen
+
+
+class Picture(gymnasium.Env):
+    """A picture whose one bright column says which action is rewarded; `actions` of any kind."""
+
+    def __init__(self, actions: str = "discrete", size: int = 36) -> None:
+        kinds = {"discrete": spaces.Discrete(3), "multi_discrete": spaces.MultiDiscrete([2, 3]), "continuous": spaces.Box(-1.0, 1.0, (2,))}
+        self.action_space = kinds[actions]
+        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._obs(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        reward = -float(np.abs(np.sum(action) - self.column % 3))
+        return self._obs(), reward, False, False, {}
+
+    def _obs(self) -> np.ndarray:
+        self.column = int(self.np_random.integers(36))
+        picture = np.zeros(self.observation_space.shape, np.uint8)  # type: ignore[arg-type]
+        picture[:, self.column % picture.shape[1]] = 255
+        return picture

@@ -34,6 +34,7 @@ def multi_choice():
 
     if "MultiChoice-v0" not in gym.registry:
         gym.register("MultiChoice-v0", entry_point="tests.task_envs:MultiChoice", max_episode_steps=20)
+        gym.register("Picture-v0", entry_point="tests.task_envs:Picture", max_episode_steps=20)
 
 
 def arguments(name, kind, tmp_path, run="run"):
@@ -94,7 +95,15 @@ def test_every_train_config_composes_and_its_algorithm_is_there(path):
 @pytest.mark.parametrize("name", [n for n in registry.networks if registry.networks.get(n).__module__.startswith("networks.")])
 @pytest.mark.parametrize("kind", TASK_OF)
 def test_every_network_trains_on_every_action_kind(name, kind, tmp_path):
-    command(*TASK_OF[kind], *SMALL, f"train.params.network.name={name}", f"run_dir={tmp_path}/run", "max_epochs=2")
+    """On pictures where it says that it reads nothing else."""
+    words = [*SMALL, f"train.params.network.name={name}", f"run_dir={tmp_path}/run", "max_epochs=2"]
+    picture = ("task=gymnasium", "task.id=Picture-v0", f"+task.options.actions={kind}")
+    try:
+        command(*TASK_OF[kind], *words)
+    except UserError as error:
+        if "reads pictures" not in str(error):
+            raise
+        command(*picture, *words)
     weights = checkpoint.load(tmp_path / "run" / "nn" / "last.pth")["model"]
     assert all(w.isfinite().all() for w in weights.values())
 

@@ -37,6 +37,7 @@ TIMES = {"seconds", "fps", "fps_step", "fps_play", "time/step", "time/play", "ti
         "continuous": ("task=TorchPendulum", "train=RPO"),
         "discrete": ("task=TorchCartPole", "train=PPO"),
         "lstm": ("task=TorchPendulum", "train=PPO", "++train.params.network.rnn={name: lstm, units: 8, layers: 1}"),
+        "gtrxl": ("task=TorchCartPole", "train=PPO", "train.params.network.name=gtrxl", "++train.params.network.memory_length=8"),
         "rms_advantage": ("task=TorchCartPole", "train.params.config.normalize_rms_advantage=True"),
     }.items(),
     ids=lambda case: case[0],
