@@ -9,6 +9,7 @@ import torch
 
 from algos.agent import Agent
 from algos.options import AgentOptions
+from algos.ppg import PPG, PPGOptions
 from algos.rnd import RND, FeatureNet, ReturnScale, RNDOptions, RNDPolicy, successors
 from algos.rollout import Rollout
 from core import registry
@@ -199,6 +200,22 @@ def test_it_joins_an_algorithm_with_a_loss_of_its_own(make):
     assert agent.options.penalty == 7.0
     assert agent.metrics["rewards/intrinsic"] > 0
     assert agent.metrics["losses/rnd"] > 0
+
+
+@dataclasses.dataclass(kw_only=True)
+class RNDPPGOptions(RNDOptions, PPGOptions):
+    pass
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_it_joins_ppg(tmp_path, separate):
+    register_algo("rnd_ppg", config=RNDPPGOptions, policy=RNDPolicy)(type("RNDPPG", (RND, PPG), {}))
+    params = toy_params("discrete", n_pi=2, aux_epochs=1, max_epochs=2, **SMALL_NETS)
+    params["network"]["separate"] = separate
+    agent = our_agent(params, ToyVecEnv(N, "discrete"), tmp_path, "rnd_ppg")
+    agent.train()
+    assert agent.metrics["rewards/intrinsic"] > 0
+    assert agent.metrics["ppg/aux_value"] > 0
 
 
 def test_a_resume_is_exact(tmp_path):
