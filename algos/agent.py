@@ -57,7 +57,7 @@ class Agent(Hooks, Collector, FastCollector, Preparer, Updater, Saving):
           train_epoch()
             BEFORE_EPOCH
             collect()           for n in range(T):  BEFORE_STEP -> ACT -> env.step -> ON_STEP -> EPISODE_MASK -> ON_EPISODE_END
-            make_batch()        COMBINE_REWARDS -> ADVANTAGES -> NORMALIZE_ADVANTAGES
+            make_batch()        COMBINE_REWARDS -> ADVANTAGES -> COMBINE_ADVANTAGES -> NORMALIZE_ADVANTAGES
             central value       (where configured)
             TRANSFORM_BATCH
             UPDATE              = ppo_update(): for each mini-epoch, for each minibatch

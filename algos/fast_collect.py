@@ -22,10 +22,12 @@ class Given:
     """A field (T, N, ...) of what environments give. NumPy writes its own arrays in a third of the time that torch takes to."""
 
     def __init__(self, field: Tensor) -> None:
-        self.steps = field.unbind(0)
+        self.steps, self.streams = field.unbind(0), field.dim() == 3
         self.arrays = [step.numpy() for step in self.steps] if field.device.type == "cpu" else None
 
     def put(self, n: int, value: Any) -> None:
+        if self.streams and value.ndim == 1:  # the task's one reward, which every stream begins with
+            value = value[:, None]
         if self.arrays is None or isinstance(value, Tensor):
             self.steps[n].copy_(torch.as_tensor(value))
         else:

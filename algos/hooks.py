@@ -120,6 +120,10 @@ class Hooks(Base):
         observations after the last step. Returns advantages (T, N, V). Default: GAE(gamma, tau)."""
         return losses.gae(rewards, rollout.values, last_values, rollout.dones_after, self.gamma, self.tau)
 
+    def combine_advantages(self, advantages: Tensor) -> Tensor:
+        """Called with the advantages (L, V) of all value streams. Returns (L,): what the policy learns from. Default: their sum."""
+        return advantages.sum(dim=1)
+
     def normalize_advantages(self, advantages: Tensor, mask: Tensor | None) -> Tensor:
         """Called with advantages (L,) where `normalize_advantage` is true; mask (L,) marks the rows that count, or is None.
 

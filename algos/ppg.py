@@ -135,7 +135,7 @@ class PPG(Agent):
         rows, count = self.phase.batch(), self.options.aux_minibatches * self.options.n_pi
         if self.normalize_value:
             rows = rows.replace(returns=self.value_mean_std(rows.returns))
-        with torch.no_grad():
+        with torch.no_grad(), self.autocast(self.mixed_precision):
             old = [distribution(self.auxiliary_output(mb)) for mb in rows.minibatches(count, shuffle=False)]
         rows = rows.replace(old_policy=tree_map(lambda *parts: torch.cat(parts), *old))
         steps = []

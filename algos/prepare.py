@@ -43,7 +43,7 @@ class Preparer(Base):
         valid = flat(rollout.valid)
         mask = valid.float() if self.masks_reset_rows and not bool(valid.all()) else None
 
-        raw_advantages = (returns - values).sum(dim=1)
+        raw_advantages = self.combine_advantages(returns - values)
         if self.normalize_value:
             values, returns = self._normalize_values(values, returns, mask)
         if self.normalize_advantage:

@@ -46,6 +46,7 @@ class Template(Agent):
     # -- from rollout to batch
     # def combine_rewards(self, rollout): return rollout.rewards + bonus, {"bonus": bonus}
     # def advantages(self, rollout, rewards, last_values): ...                   (T, N, V)
+    # def combine_advantages(self, advantages): ...                              (L, V) -> (L,)
     # def normalize_advantages(self, advantages, mask): ...                      (L,) -> (L,)
     # def transform_batch(self, batch): return batch.replace(...)                L = T * N rows
     # -- the update

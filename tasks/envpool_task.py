@@ -51,7 +51,7 @@ def make(
         render_id: gymnasium id to take the pictures from, where it is not `id` (EnvPool cannot render everywhere).
 
     With a render_mode, Atari shows its last observed frame; every other id runs as its gymnasium twin (same-step reset).
-    Raises UserError for an unknown id or option, and where nothing can render.
+    Raises UserError for an unknown id or option, where a library lacks, and where nothing can render.
     """
     if render_mode is None or _is_atari(id):
         return EnvpoolVecEnv(id, num_envs, seed, dict(options or {}), flatten_obs, use_dict_obs_space, num_threads, render_mode, obs_key)
@@ -185,7 +185,10 @@ def _make_pool(id: str | None, num_envs: int, seed: int, num_threads: int, optio
     with warnings.catch_warnings():
         # the spaces' bounds are double and become float: no user can act on that
         warnings.filterwarnings("ignore", message=".*precision lowered by casting.*", category=UserWarning)
-        keys = envpool.make_spec(id).config._fields
+        try:
+            keys = envpool.make_spec(id).config._fields
+        except ImportError as error:  # a family's libraries: Procgen's Qt 5
+            raise UserError(f"EnvPool cannot load what '{id}' at task.id needs: {error}") from error
         for key in options:
             if key not in keys:
                 raise unknown("option", key, set(keys) - set(OWN_KEYS) - set(FIXED_KEYS), f"task.options.{key}")

@@ -54,7 +54,7 @@ def test_order_of_the_timeline(make):
 
     names = [
         "build_model", "build_optimizers", "setup", "rollout_fields", "on_train_start", "before_epoch", "combine_rewards",
-        "advantages", "normalize_advantages", "transform_batch", "update", "extra_update", "evaluate", "after_epoch", "best_metric",
+        "advantages", "combine_advantages", "normalize_advantages", "transform_batch", "update", "extra_update", "evaluate", "after_epoch", "best_metric",
     ]  # fmt: skip
     for name in names:
         setattr(Recorder, name, recording(name))
@@ -152,6 +152,22 @@ def test_advantages_reach_the_policy_loss(make):
     # returns = advantages + values and back again cost a rounding
     expected = torch.arange(T * N, dtype=torch.float32) / 2
     assert torch.allclose(torch.cat(agent.seen).sort().values, expected, atol=1e-4)
+
+
+def test_value_streams_are_combined_as_the_hook_says(make):
+    class Second(Agent):
+        def advantages(self, rollout, rewards, last_values):
+            return torch.stack([torch.full((T, N), 1.0), torch.full((T, N), 10.0)], dim=2)
+
+        def combine_advantages(self, advantages):
+            assert advantages.shape == (T * N, 2)
+            return 2 * advantages[:, 0] - advantages[:, 1]
+
+        def policy_loss(self, mb, out):
+            assert torch.allclose(mb.advantages, torch.tensor(2.0 - 10.0), atol=1e-4)
+            return super().policy_loss(mb, out)
+
+    make(Second, env={"value_size": 2}, normalize_advantage=False, max_epochs=1).train()
 
 
 def test_extra_losses_are_averaged_weighed_and_logged(make):

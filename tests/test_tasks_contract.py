@@ -197,6 +197,17 @@ def test_envpool_termination_is_no_time_out() -> None:
     assert not infos["time_outs"][0]
 
 
+def test_a_library_that_an_envpool_family_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import envpool
+
+    def refuse(id: str) -> None:
+        raise ImportError("EnvPool Procgen requires the system Qt 5 runtime on Linux.")
+
+    monkeypatch.setattr(envpool, "make_spec", refuse)
+    with pytest.raises(UserError, match=r"'CartPole-v1' at task\.id needs: .*Qt 5"):
+        build("envpool", id="CartPole-v1")
+
+
 def test_envpool_scores_are_raw_and_survive_a_lost_life() -> None:
     env = build("envpool", id="Breakout-v5", num_envs=8, options={"episodic_life": True, "reward_clip": True})
     rng = np.random.default_rng(0)
