@@ -74,7 +74,12 @@ def test_every_yaml_builds_and_steps(path: Path) -> None:
     assert name == path.stem
     assert valid is not None
     assert set(task) <= set(valid)
-    env = make_env({"task": {"name": name, "kind": kind, **task}}, 2, 0, "cpu")
+    try:
+        env = make_env({"task": {"name": name, "kind": kind, **task}}, 2, 0, "cpu")
+    except UserError as error:
+        if "Qt 5" not in str(error):
+            raise
+        pytest.skip(f"{name}: {error}")  # Procgen draws with the system's Qt, which a bare machine lacks
     try:
         shape = env.observation_space.shape
         assert env.observation_space.dtype in (np.float32, np.uint8)
