@@ -62,12 +62,19 @@ def play(env: VecEnv, steps: int) -> list[np.ndarray]:
     return seen
 
 
+def read(path: Path) -> dict[str, Any]:
+    """A task's YAML on top of those that its `defaults` name."""
+    own = yaml.safe_load(path.read_text())
+    below = [read(CFG / f"{name}.yaml") for name in own.pop("defaults", [])]
+    return {key: value for part in [*below, own] for key, value in part.items()}
+
+
 # ---- every YAML ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", sorted(CFG.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_yaml_builds_and_steps(path: Path) -> None:
-    task = {**yaml.safe_load(path.read_text()), **GENERIC.get(path.stem, {})}
+    task = {**read(path), **GENERIC.get(path.stem, {})}
     name, kind = task.pop("name"), task.pop("kind")
     task["num_envs"] = 2
     valid = schema.of_task(registry.tasks.get(kind))
