@@ -47,6 +47,7 @@ class Template(Agent):
     # def combine_rewards(self, rollout): return rollout.rewards + bonus, {"bonus": bonus}
     # def advantages(self, rollout, rewards, last_values): ...                   (T, N, V)
     # def normalize_advantages(self, advantages, mask): ...                      (L,) -> (L,)
+    # def steps_together(self): return self.horizon_length                       minibatches of whole rollouts
     # def transform_batch(self, batch): return batch.replace(...)                L = T * N rows
     # -- the update
     # def update(self, batch): return metrics                                    instead of mini-epochs of PPO
