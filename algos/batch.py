@@ -30,7 +30,7 @@ class Batch:
     `normalize_value`), advantages (L,), mask (L,) or None. Continuous: old_mus, old_sigmas (L, A).
     With memory: rnn_states, rnn_dones (L,). With a central value: states. With action masks: action_masks.
     Beside them, by their own names, the fields of `Agent.rollout_fields`. Rows are ordered row-major by environment:
-    L = N * T, index = n * T + t, unless reset rows were dropped or `transform_batch` changed it.
+    L = N * T, index = n * T + t, unless reset rows were dropped (`steps_together` keeps them) or `transform_batch` changed it.
 
     Where `normalize_input`: normalized_obs (L, ...), what the network sees, unless it is too large to keep (pictures).
     A minibatch is a Batch too, with `index`: which rows of the batch it holds. Its fields are cut out when they are first read.

@@ -48,6 +48,7 @@ class Template(Agent):
     # def advantages(self, rollout, rewards, last_values): ...                   (T, N, V)
     # def combine_advantages(self, advantages): ...                              (L, V) -> (L,)
     # def normalize_advantages(self, advantages, mask): ...                      (L,) -> (L,)
+    # def steps_together(self): return self.horizon_length                       minibatches of whole rollouts
     # def transform_batch(self, batch): return batch.replace(...)                L = T * N rows
     # -- the update
     # def update(self, batch): return metrics                                    instead of mini-epochs of PPO
