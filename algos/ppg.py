@@ -63,37 +63,44 @@ class PPGOptions(AgentOptions):
 
 @register_algo("ppg", config=PPGOptions)
 class PPG(Agent):
-    def setup(self):
-        if self.has_central_value:
+    @classmethod
+    def check_run(cls, options, policy, env):
+        super().check_run(options, policy, env)
+        config = policy.config
+        if config.get("central_value_config"):
             raise UserError("'ppg' trains the policy network's own value: remove train.params.config.central_value_config")
-        net: Any = getattr(self.model, "a2c_network", None)
-        head = getattr(net, "mu" if self.kind == "continuous" else "logits", None)
-        if head is None or getattr(net, "value", None) is None:
+        net = getattr(policy.model, "a2c_network", None)
+        if policy_head(net) is None or getattr(net, "get_value_layer", lambda: None)() is None:
             raise UserError(
-                "'ppg' needs a network with the layers 'value' and 'mu' (or 'logits'), as rl_games' and those of networks.base.ActorCritic "
-                "have them: choose another at train.params.network.name"
+                "'ppg' needs a network with a value layer (get_value_layer) and 'mu' (or 'logits'), as rl_games' and those of "
+                "networks.base.ActorCritic have them: choose another at train.params.network.name"
             )
-        seq_length = self.seq_length if self.is_rnn else 1
-        sequences = self.horizon_length * self.num_actors * self.num_agents // seq_length
-        if sequences < self.options.aux_minibatches:
+        seq_length = config.get("seq_length", 4) if policy.is_rnn else 1
+        sequences = config["horizon_length"] * policy.num_envs * env.num_agents // seq_length
+        if sequences < options.aux_minibatches:
             raise UserError(
-                f"train.params.config.aux_minibatches is {self.options.aux_minibatches}: a rollout here has {sequences} "
-                f"{'sequences' if self.is_rnn else 'rows'} to make them of"
+                f"train.params.config.aux_minibatches is {options.aux_minibatches}: a rollout here has {sequences} "
+                f"{'sequences' if policy.is_rnn else 'rows'} to make them of"
             )
+
+    def setup(self):
+        super().setup()
+        net: Any = self.model.a2c_network
         self.dual = net.is_separate_critic()
         self.value_reaches_policy = True  # false while a minibatch of the policy phase is evaluated
         self.features: Any = None  # dual: (B, F) what the policy's head last read
+        head = policy_head(net)
         first: Any = head[0] if isinstance(head, nn.ModuleList) else head
         if self.dual:
             first.register_forward_pre_hook(self._keep_features)
         else:
-            net.value.register_forward_pre_hook(self._stop_gradient)
+            net.get_value_layer().register_forward_pre_hook(self._stop_gradient)
         aux: nn.Module = nn.Linear(first.in_features, self.value_size) if self.dual else nn.Identity()
         aux = aux.to(self.policy.device)
         optimizer = torch.optim.Adam([*self.model.parameters(), *aux.parameters()], float(self.config["learning_rate"]), fused=True)
         self.aux = self.register("aux", aux, optimizer=optimizer, grad_norm=self.grad_norm if self.truncate_grads else None)
         limit = self.options.phase_in_checkpoint_mb * 2**20
-        self.phase = self.register("phase", Phase(self.options.n_pi, seq_length, limit, self.policy.device))
+        self.phase = self.register("phase", Phase(self.options.n_pi, self.seq_length if self.is_rnn else 1, limit, self.policy.device))
 
     def on_train_start(self):
         super().on_train_start()
@@ -159,6 +166,11 @@ class PPG(Agent):
         if self.dual:
             parts["value"] = 0.5 * (out.values - mb.returns) ** 2
         return {name: self.mean(rows, mb.mask) for name, rows in parts.items()}
+
+
+def policy_head(net: Any) -> Any:
+    """The layer, or layers, that give a network's means or logits; None where it has none of these names."""
+    return getattr(net, "mu", None) or getattr(net, "logits", None)
 
 
 def distribution(out: Output) -> dict[str, Tensor]:

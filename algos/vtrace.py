@@ -21,6 +21,7 @@ from algos.batch import Batch, flat
 from algos.losses import a2c_loss
 from algos.options import AgentOptions
 from core.errors import UserError
+from core.ranks import world_size
 from core.registry import register_algo
 
 
@@ -71,24 +72,28 @@ class Replay:
 
 @register_algo("vtrace", config=VTraceOptions)
 class VTrace(Agent):
-    def setup(self):
-        horizon, options = self.horizon_length, self.options
-        if self.has_central_value:
+    @classmethod
+    def check_run(cls, options, policy, env):
+        super().check_run(options, policy, env)
+        config = policy.config
+        horizon = config["horizon_length"]
+        minibatch = config["minibatch_size"] if "minibatch_size" in config else config["minibatch_size_per_env"] * policy.num_envs
+        if config.get("central_value_config"):
             raise UserError("vtrace corrects the values of the policy's own critic: take train.params.config.central_value_config away")
-        if self.minibatch_size % horizon:
+        if minibatch % horizon:
             raise UserError(
-                f"train.params.config.minibatch_size is {self.minibatch_size} rows: vtrace needs a multiple of horizon_length, {horizon}, "
+                f"train.params.config.minibatch_size is {minibatch} rows: vtrace needs a multiple of horizon_length, {horizon}, "
                 "because a minibatch holds whole rollouts"
             )
-        if self.is_rnn and self.seq_length != horizon:
-            raise UserError(
-                f"train.params.config.seq_length is {self.seq_length}: vtrace with memory needs that of horizon_length, {horizon}"
-            )
-        if options.replay and self.ranks.world > 1:
-            raise UserError(
-                f"train.params.config.replay is {options.replay}: with {self.ranks.world} ranks vtrace keeps no rollouts; set 0"
-            )
-        self.replay = self.register("replay", Replay(options.replay, horizon))
+        seq_length = config.get("seq_length", 4)
+        if policy.is_rnn and seq_length != horizon:
+            raise UserError(f"train.params.config.seq_length is {seq_length}: vtrace with memory needs that of horizon_length, {horizon}")
+        if options.replay and world_size() > 1:
+            raise UserError(f"train.params.config.replay is {options.replay}: with {world_size()} ranks vtrace keeps no rollouts; set 0")
+
+    def setup(self):
+        super().setup()
+        self.replay = self.register("replay", Replay(self.options.replay, self.horizon_length))
 
     def rollout_fields(self):
         return {"all_rewards": ((self.value_size,), torch.float32)}  # combined, with the bootstrap of time-outs

@@ -16,8 +16,10 @@ from rl_games.common.tr_helpers import DefaultRewardsShaper
 
 from algos.agent import Agent
 from core import registry
+from core.config import algo_options
 from core.context import RunContext
 from core.observers import Observers
+from core.policy import Policy
 from core.quiet import quiet
 from core.vecenv import VecEnv, action_kind
 
@@ -28,11 +30,14 @@ def seed_all(seed: int = 7) -> None:
 
 
 def our_agent(params: dict[str, Any], env: VecEnv, path: Path, algo: str = "ppo", observers: Any = ()) -> Agent:
-    """An agent of ours in the run directory `path`, not yet trained. Seeded as the stock one."""
+    """An agent of ours in the run directory `path`, checked as a run is, not yet trained. Seeded as the stock one."""
     registry.discover()
     (path / "nn").mkdir(parents=True, exist_ok=True)
-    seed_all(params["seed"])
     entry = registry.algos.get(algo)
+    config = params["config"]
+    policy = (entry.policy or Policy)(copy.deepcopy(params), env.get_env_info(), config["num_actors"], "cpu")
+    entry.cls.check_run(algo_options(entry, config), policy, env)
+    seed_all(params["seed"])
     context = RunContext(entry, path, Observers(observers), cfg={})
     return entry.cls.for_actions(action_kind(env.action_space))(copy.deepcopy(params), env, context)
 

@@ -13,7 +13,6 @@ from algos.losses import gae
 from algos.vtrace import Replay, VTraceOptions, vtrace
 from core import checkpoint
 from core.errors import UserError
-from core.ranks import Ranks
 from tests.agents import our_agent
 from tests.command import SMALL, command
 from tests.ranks import finish, start
@@ -219,7 +218,7 @@ def test_what_it_cannot_serve_is_refused_before_training(settings, told, tmp_pat
 
 
 def test_replay_with_several_ranks_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(Ranks, "world", 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="replay is 1: with 2 ranks vtrace keeps no rollouts; set 0"):
         agent_of(tmp_path, replay=1)
 
