@@ -84,6 +84,7 @@ class Dataset:
 class DAgger(Agent):
     @classmethod
     def check_run(cls, options, policy, env):
+        super().check_run(options, policy, env)
         if options.teacher is None:
             raise UserError("train.params.config.teacher is missing: DAgger learns from another run's checkpoint (nn/best.pth)")
         teacher = frozen_policy(options.teacher, env.get_env_info(), env.num_envs, "cpu", sees="either")
@@ -99,6 +100,7 @@ class DAgger(Agent):
             )
 
     def setup(self):
+        super().setup()
         self.teacher = self.load_frozen(self.options.teacher, sees="either")
         self.dataset = self.register("dataset", Dataset(self.options.dagger_epochs_kept))
         choices = self.actions_num if isinstance(self.actions_num, list) else [self.actions_num]

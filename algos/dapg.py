@@ -59,6 +59,7 @@ class DAPGOptions(AgentOptions):
 class DAPG(Agent):
     @classmethod
     def check_run(cls, options, policy, env):
+        super().check_run(options, policy, env)
         if options.demos is None:
             raise UserError("train.params.config.demos is missing: DAPG learns from a demonstration file (docs/demonstrations.md)")
         if policy.is_rnn:
@@ -66,11 +67,13 @@ class DAPG(Agent):
         Demonstrations.load(options.demos, policy)
 
     def setup(self):
+        super().setup()
         self.demos = Demonstrations.load(self.options.demos, self.policy)
         self.weight = torch.zeros((), device=self.policy.device)
         self.bc_loss = None
 
     def on_train_start(self):
+        super().on_train_start()
         if self.epoch_num == 0:  # not in a run that goes on
             self.clone()
 
@@ -102,11 +105,11 @@ class DAPG(Agent):
         self.log("dapg/weight", self.weight)
         if self.epoch_num == 1 and self.bc_loss is not None:
             self.log("dapg/bc_loss", self.bc_loss)
-        return batch
+        return super().transform_batch(batch)
 
     def extra_losses(self, mb, out):
         rows = torch.randint(len(self.demos), (len(mb),), device=self.policy.device)
-        return {"demo": self.weight * self.evaluate_actions(self.demonstrated(rows)).neglogp.mean()}
+        return {**super().extra_losses(mb, out), "demo": self.weight * self.evaluate_actions(self.demonstrated(rows)).neglogp.mean()}
 
     def demonstrated(self, rows):
         """Rows (B,) of the demonstrations, as a minibatch."""

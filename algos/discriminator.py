@@ -224,6 +224,7 @@ class Imitator(Agent):
 
     @classmethod
     def check_run(cls, options: Any, policy: Policy, env: Any) -> None:
+        super().check_run(options, policy, env)
         cls.demonstrations(options, policy, cls.discriminator(policy, options))
 
     @classmethod
@@ -234,6 +235,7 @@ class Imitator(Agent):
         return disc.read(options.demos)
 
     def setup(self) -> None:
+        super().setup()
         o = self.options
         disc = self.discriminator(self.policy, o)
         optimizer = torch.optim.Adam(disc.parameters(), o.disc_learning_rate)
