@@ -12,6 +12,7 @@ from algos.options import AgentOptions
 from algos.ppg import PPG, PPGOptions
 from algos.rnd import RND, FeatureNet, ReturnScale, RNDOptions, RNDPolicy, successors
 from algos.rollout import Rollout
+from algos.spo import SPO
 from core import registry
 from core.errors import UserError
 from core.registry import register_algo
@@ -200,6 +201,14 @@ def test_it_joins_an_algorithm_with_a_loss_of_its_own(make):
     assert agent.options.penalty == 7.0
     assert agent.metrics["rewards/intrinsic"] > 0
     assert agent.metrics["losses/rnd"] > 0
+
+
+def test_it_joins_spo(make):
+    register_algo("rnd_spo", config=RNDOptions, policy=RNDPolicy)(type("RNDSPO", (RND, SPO), {}))
+    agent = make(algo="rnd_spo", max_epochs=2)
+    assert type(agent).policy_loss is SPO.policy_loss
+    agent.train()
+    assert agent.metrics["rewards/intrinsic"] > 0
 
 
 @dataclasses.dataclass(kw_only=True)
