@@ -25,6 +25,7 @@ from core.demos import Demonstrations
 from core.errors import UserError
 from core.normalizers import learn
 from core.policy import Policy
+from core.quiet import quiet
 from core.validate import algo_options
 from core.vecenv import tree_map
 from players.default import Player
@@ -93,7 +94,8 @@ class Discriminator(nn.Module):
         super().__init__()
         self.policy, self.options = policy, options
         sizes = [self.input_size(policy, options), *options.disc_units]
-        self.stats = RunningMeanStd((sizes[0],))
+        with quiet():  # it prints its shape
+            self.stats = RunningMeanStd((sizes[0],))
         layers = [(nn.Linear(i, o), nn.ReLU()) for i, o in itertools.pairwise(sizes)]
         self.trunk = nn.Sequential(*(part for layer in layers for part in layer))
         self.head = nn.Linear(sizes[-1], 1)
