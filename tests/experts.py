@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 
 from tests.command import SMALL, command
 
-ROOT = tempfile.TemporaryDirectory(prefix="experts-")  # removed at the end of the process
+ROOT = tempfile.mkdtemp(prefix="experts-")
+atexit.register(shutil.rmtree, ROOT, ignore_errors=True)
 
 
 @functools.cache
 def teacher(*task: str) -> str:
     """A checkpoint of PPO after two epochs on the task of these arguments."""
-    folder = Path(tempfile.mkdtemp(dir=ROOT.name)) / "run"
+    folder = Path(tempfile.mkdtemp(dir=ROOT)) / "run"
     command(*task, *SMALL, f"run_dir={folder}", "max_epochs=2")
     return f"{folder}/nn/last.pth"
 

@@ -18,7 +18,19 @@ TASK_OF = {
     "multi_discrete": ("task=gymnasium", "task.id=MultiChoice-v0"),
 }
 BY_NAME = sorted(name for name in registry.algos if registry.algos.get(name).cls.__module__.startswith("algos."))
-CASES = [(name, kind) for name in BY_NAME for kind in registry.algos.get(name).actions]
+ALIASES = ("a2c_continuous", "a2c_discrete")  # rl_games' names of PPO
+
+
+def by_name(names, fast=lambda name: name not in ALIASES):
+    """Cases by algorithm; those that are told by others too are for `make test-long`."""
+    return [pytest.param(name, marks=() if fast(name) else pytest.mark.long) for name in names]
+
+
+CASES = [
+    pytest.param(name, kind, marks=pytest.mark.long if name in ALIASES else ())
+    for name in BY_NAME
+    for kind in registry.algos.get(name).actions
+]
 EXTRA = {"sac": (f"file={CONFIG_DIR.parent}/tests/data/sac.yaml", "train.params.config.num_warmup_steps=8")}
 NEEDS = {  # what it cannot do without, by task
     **dict.fromkeys(("amp", "gail"), lambda *task: (f"train.params.config.demos={demonstrations(*task)}",)),
@@ -46,19 +58,19 @@ def arguments(name, kind, tmp_path, run="run"):
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_trains_saves_resumes_and_plays(name, kind, tmp_path):
-    result = command(*arguments(name, kind, tmp_path), "max_epochs=12")
+    result = command(*arguments(name, kind, tmp_path), "max_epochs=4")
     assert result["exit_reason"] == "max_epochs"
     assert result["algo"] == name
     for file in ("config.yaml", "run.json", "metrics.jsonl", "result.json", "learning_curve.png", "nn/last.pth"):
         assert (tmp_path / "run" / file).stat().st_size, file
-    assert command(f"resume={tmp_path}/run", "max_epochs=13")["epochs"] == 13
+    assert command(f"resume={tmp_path}/run", "max_epochs=5")["epochs"] == 5
     played = command("test=True", f"checkpoint={result['checkpoint']}", "player.games_num=3", "player.num_envs=2")
     assert played["episodes"] == 3
     assert len(played["per_episode"]) == 3
     assert (tmp_path / "run" / "eval.json").exists()
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", by_name(BY_NAME))
 def test_deterministic_evaluation_repeats(name, tmp_path):
     kind = registry.algos.get(name).actions[0]
     result = command(*arguments(name, kind, tmp_path), "max_epochs=2")

@@ -205,6 +205,7 @@ def test_next_step_resets_and_memory(tmp_path: Path) -> None:
     assert command(*ask, f"run_dir={tmp_path}/run", "max_epochs=8")["epochs"] == 8
 
 
+@pytest.mark.long
 def test_two_ranks_stay_one_run(tmp_path: Path) -> None:
     line = [
         "train.py",

@@ -209,6 +209,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(tmp_path: Path) -> No
     assert "dapg/bc_loss" in read_metrics(tmp_path / "parts" / "metrics.jsonl")[0]
 
 
+@pytest.mark.long
 def test_two_ranks_stay_one_run(tmp_path: Path) -> None:
     file = demonstrations("task=TorchPendulum")
     line = ["train.py", "task=TorchPendulum", "train=DAPG", *SMALL, f"train.params.config.demos={file}", "max_epochs=3", "progress=off"]

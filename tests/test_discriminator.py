@@ -245,6 +245,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(algo, tmp_path):
     assert_same(whole, parts)
 
 
+@pytest.mark.long
 def test_two_ranks_share_the_discriminator_and_keep_a_replay_buffer_each(tmp_path):
     file = demonstrations("task=TorchPendulum")
     given = [

@@ -18,7 +18,7 @@ from networks.gtrxl import Gate, RelativeAttention, TransformerMemory, shifted, 
 from networks.memory import Recurrent
 from tests.agents import our_agent
 from tests.command import command
-from tests.test_algos_all import BY_NAME, arguments
+from tests.test_algos_all import ALIASES, BY_NAME, arguments
 from tests.toys import LENGTH, ToyVecEnv, toy_params
 
 registry.discover()
@@ -275,8 +275,20 @@ def test_the_memory_is_stored_at_the_beginnings_of_sequences_only(tmp_path):
     assert made.rollout.rnn_states[1].max() <= M
 
 
-@pytest.mark.parametrize("network", [("name=gtrxl", "width=8"), ("rnn={name: lstm, units: 8, layers: 1}",)], ids=["gtrxl", "lstm"])
-@pytest.mark.parametrize("name", BY_NAME)
+LSTM, GTRXL = ("rnn={name: lstm, units: 8, layers: 1}",), ("name=gtrxl", "width=8")
+WITH_MEMORY = [  # in the fast tests each with an LSTM, and GTrXL with those that PPO's update does not tell about
+    pytest.param(
+        name,
+        network,
+        id=f"{name}-{kind}",
+        marks=() if name not in ALIASES and (kind == "lstm" or name in ("ppo", "ppg")) else pytest.mark.long,
+    )
+    for name in BY_NAME
+    for kind, network in (("lstm", LSTM), ("gtrxl", GTRXL))
+]
+
+
+@pytest.mark.parametrize(("name", "network"), WITH_MEMORY)
 def test_every_algorithm_learns_with_memory_or_says_that_it_cannot(name, network, tmp_path):
     words = [*arguments(name, registry.algos.get(name).actions[0], tmp_path), *(f"++train.params.network.{word}" for word in network)]
     refusal, result = None, {}
