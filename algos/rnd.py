@@ -183,7 +183,7 @@ class FeatureNet(nn.Module):
         for layer in layers:
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 nn.init.orthogonal_(layer.weight, 2**0.5)
-                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # both have one
+                nn.init.zeros_(layer.get_parameter("bias"))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
