@@ -35,6 +35,18 @@ class AlgoEntry:
     multi_rank: bool = True  # whether it can train in several processes
 
 
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a task kind is not without: modules that this project does not install by itself."""
+
+    modules: tuple[str, ...]
+    install: str  # the command that brings them
+
+    def missing(self) -> list[str]:
+        """Which of the modules cannot be found here. Imports none of them."""
+        return [name for name in self.modules if importlib.util.find_spec(name) is None]
+
+
 class Shelf:
     """One kind of name, e.g. all networks. Maps a name to whatever was registered under it."""
 
@@ -79,6 +91,7 @@ players = Shelf("player")
 tasks = Shelf("task kind")
 observers = Shelf("observer")
 
+needs: dict[str, Needs] = {}  # task kind -> the packages that it takes
 broken: dict[str, str] = {}  # module name -> the error that its import raised
 
 _DISCOVERED: set[str] = set()
@@ -124,8 +137,38 @@ def _class_decorator(shelf: Shelf) -> Callable[[str], Callable[[Any], Any]]:
 register_network = _class_decorator(networks)
 register_model = _class_decorator(models)
 register_player = _class_decorator(players)
-register_task = _class_decorator(tasks)
 register_observer = _class_decorator(observers)
+
+PIP = "pip install --constraint constraints.txt --editable"
+
+
+def register_task(
+    name: str, *, needs_modules: tuple[str, ...] = (), extra: str | None = None, install: str | None = None
+) -> Callable[[Any], Any]:
+    """Decorator of the function that makes the environments of a task kind; its keyword arguments become keys of `task`.
+
+    Args:
+        needs_modules: what has to be importable beyond this project's own dependencies. The function, not its module, imports them.
+        extra: of pyproject.toml, that brings them.
+        install: the command that brings them, where no extra can.
+    """
+    if needs_modules:
+        needs[name] = Needs(needs_modules, install or f"{PIP} '.[{extra}]'")
+
+    def wrap(factory: Any) -> Any:
+        tasks.add(name, factory)
+        return factory
+
+    return wrap
+
+
+def task_factory(kind: str) -> Any:
+    """What makes the environments of `kind`. Raises UserError for an unknown one, and for one whose packages are not installed."""
+    factory = tasks.get(kind, "task.kind")
+    missing = needs[kind].missing() if kind in needs else []
+    if missing:
+        raise UserError(f"task.kind '{kind}' needs {' and '.join(missing)}, which is not installed. Try: {needs[kind].install}")
+    return factory
 
 
 def discover(*packages: str) -> None:

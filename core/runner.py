@@ -249,7 +249,7 @@ def _origin(cfg: dict[str, Any], entry: AlgoEntry, state: dict[str, Any]) -> dic
 def make_env(cfg: dict[str, Any], num_envs: int, seed: int | None, device: str, render_mode: str | None = None) -> VecEnv:
     """The task's environments. Raises UserError for an unknown kind, or whatever the kind refuses."""
     task = cfg["task"]
-    factory = registry.tasks.get(task["kind"], "task.kind")
+    factory = registry.task_factory(task["kind"])
     options = {key: value for key, value in task.items() if key in inspect.signature(factory).parameters}
     options.pop("num_envs", None)
     env = factory(num_envs=num_envs, seed=seed, device=device, render_mode=render_mode, **options)
