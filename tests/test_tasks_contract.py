@@ -244,29 +244,6 @@ def test_envpool_scores_are_raw_and_survive_a_lost_life() -> None:
 # ---- seeds -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        ("gymnasium", {"id": "CartPole-v1"}),
-        ("gymnasium", {"id": "CartPole-v1", "vecenv": "async"}),
-        ("envpool", {"id": "CartPole-v1"}),
-        ("torch", {"id": "Pendulum"}),
-        ("rl_games", {"env_name": "CartPole-v1", "vecenv": "sync"}),
-        ("rl_games", {"env_name": "envpool", "env_config": {"env_name": "CartPole-v1"}}),
-    ],
-    ids=["sync", "async", "envpool", "torch", "rl_games", "rl_games-envpool"],
-)
-def test_same_seed_same_transitions(kind: str, options: dict[str, Any]) -> None:
-    runs = []
-    for seed in (3, 3, 4):
-        env = build(kind, num_envs=2, seed=seed, **options)
-        runs.append(play(env, 200))
-        env.close()
-    assert all((a == b).all() for a, b in zip(runs[0], runs[1], strict=True))
-    assert (runs[0][0] != runs[2][0]).any()
-    assert (runs[0][0][0] != runs[0][0][1]).any()  # two environments of one run
-
-
 @pytest.mark.parametrize(("kind", "options"), [("gymnasium", {"id": "CartPole-v1"}), ("envpool", {"id": "CartPole-v1"})])
 def test_without_a_seed_runs_differ(kind: str, options: dict[str, Any]) -> None:
     first, second = (build(kind, seed=None, **options).reset() for _ in range(2))

@@ -1,0 +1,109 @@
+"""One case for every kind of environment: what the tests of all kinds (test_tasks_kinds.py) start it with.
+
+A new kind is one more `Case` here. Where a kind takes environments of one's own, it counts: the observation begins with the step of the
+episode and the reward is that step. Where it does not, it is given one whose every step pays 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from tasks.torch_task import ENVS, TorchVecEnv
+from tests.task_envs import Counter
+
+LENGTH = 5  # steps of an episode that is cut off, or that ends
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """How the tests start a kind.
+
+    Args:
+        kind: the name that it is registered under.
+        random: options of an environment that draws its first states, for the seeds.
+        cut_off: options of an environment whose every episode is truncated after LENGTH steps.
+        ends: of one that terminates after LENGTH steps; None: the kind has none.
+        counts: whether these two count, see above.
+        needs: a package without which the tests are skipped.
+        agents: rows for each environment.
+        marks: of pytest, for kinds that are slow.
+    """
+
+    kind: str
+    random: dict[str, Any]
+    cut_off: dict[str, Any]
+    ends: dict[str, Any] | None = None
+    counts: bool = True
+    needs: str | None = None
+    agents: int = 1
+    marks: tuple[Any, ...] = ()
+
+
+class TorchCounter(TorchVecEnv):
+    """`Counter` in torch: observation [step], reward the step; `ends` where the number of an episode's steps is reached."""
+
+    gym_id, time_limit, ends_at = "none", 1000, 1000
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        super().__init__(1, **kwargs)
+
+    def _initial(self, uniform: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(uniform)
+
+    def _advance(self, state: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        state = state + 1
+        return state, state[:, 0], state[:, 0] >= self.ends_at
+
+    def _observe(self, state: torch.Tensor) -> torch.Tensor:
+        return state
+
+
+class TorchEnding(TorchCounter):
+    ends_at = LENGTH
+
+
+def register() -> None:
+    """Makes the cases' own environments known."""
+    from rl_games.common import env_configurations
+
+    endless = {"length": 1000}
+    for id, options, limit in (("Counts-v0", endless, LENGTH), ("CountsToEnd-v0", {"length": LENGTH}, None)):
+        gymnasium.registry.pop(id, None)
+        gymnasium.register(id, entry_point=Counter, kwargs=options, max_episode_steps=limit)
+    ENVS.update(Counter=TorchCounter, Ending=TorchEnding)
+    for name in ("Counts-v0", "CountsToEnd-v0"):
+        env_configurations.register(name, {"vecenv_type": "RAY", "env_creator": lambda name=name, **_: gymnasium.make(name)})
+
+
+def _gymnasium(vecenv: str) -> Case:
+    own: dict[str, Any] = {"vecenv": vecenv} if vecenv == "sync" else {"vecenv": vecenv, "num_workers": 2}
+    return Case("gymnasium", {"id": "CartPole-v1", **own}, {"id": "Counts-v0", **own}, {"id": "CountsToEnd-v0", **own})
+
+
+CASES: dict[str, Case] = {
+    "gymnasium": _gymnasium("sync"),
+    "gymnasium-async": _gymnasium("async"),
+    "gymnasium-ray": _gymnasium("ray"),
+    "envpool": Case("envpool", {"id": "CartPole-v1"}, {"id": "CartPole-v1", "options": {"max_episode_steps": LENGTH}}, counts=False),
+    "torch": Case("torch", {"id": "Pendulum"}, {"id": "Counter", "max_episode_steps": LENGTH}, {"id": "Ending"}),
+    "rl_games": Case(
+        "rl_games",
+        {"env_name": "CartPole-v1", "vecenv": "sync"},
+        {"env_name": "Counts-v0", "vecenv": "sync"},
+        {"env_name": "CountsToEnd-v0", "vecenv": "sync"},
+    ),
+    "rl_games-envpool": Case(
+        "rl_games",
+        {"env_name": "envpool", "env_config": {"env_name": "CartPole-v1"}},
+        {"env_name": "envpool", "env_config": {"env_name": "CartPole-v1", "max_episode_steps": LENGTH}},
+        counts=False,
+    ),
+}
