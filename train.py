@@ -3,6 +3,7 @@
     python train.py task=Pendulum train=RPO seed=1 max_frames=2_000_000
     python train.py test=True checkpoint=runs/<run>/nn/best.pth player.games_num=100 video=True
     python train.py resume=runs/<run>
+    python train.py task=Pendulum --info                    # what the task is
     python train.py --file rl_games.yaml --train            # and --play --checkpoint <file>
 
 The way down from here: core/cli.py (arguments), core/config.py (what counts), core/runner.py (the run), algos/agent.py (an epoch).
@@ -21,7 +22,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from core import checkpoint, registry, runner
+from core import checkpoint, registry, runner, task_info
 from core.cli import as_job, main_guard, read
 from core.config import check, effective
 
@@ -36,7 +37,9 @@ def main(composed: DictConfig) -> None:
 def run(composed: DictConfig) -> None:
     """One run, from what Hydra composed. Returns nothing: results are files in the run directory."""
     cfg = resolved(composed)
-    if cfg["test"]:
+    if cfg["info"]:
+        task_info.show(cfg)
+    elif cfg["test"]:
         runner.evaluate(cfg)
     else:
         runner.train(cfg)

@@ -28,6 +28,8 @@ from core.errors import UserError, unknown
 ALWAYS = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
 WHEN_SWEEPING = ["hydra.sweep.dir=runs/multirun", "hydra.sweep.subdir=."]
 
+TASK = "task"  # what --info tells of when it is given nothing; whatever it is given is Hydra's (all, config, defaults, ...)
+
 TEXT_KEYS = {
     "checkpoint",
     "record",
@@ -67,7 +69,8 @@ def translate(argv: list[str], config_dir: Path = CONFIG_DIR) -> list[str]:
 
     rl_games' flags become overrides: --file/-f, --train/-t, --play/-p, --checkpoint/-c, --seed, --num_actors/-na, --sigma/-s,
     --track, --wandb-project-name, --wandb-entity. Hydra's own flags stay (--cfg and --package in their long form only: their
-    short ones are rl_games' --checkpoint and --play). `key=value` may set any key, so that a misspelt one reaches the schema.
+    short ones are rl_games' --checkpoint and --play; --info with a value only: alone it tells what the task is). `key=value` may set
+    any key, so that a misspelt one reaches the schema.
 
     The result is composed once without running, so that Hydra's errors come as UserError: an unknown task or algorithm with
     the nearest one, a value that cannot be parsed.
@@ -150,7 +153,7 @@ def _parser() -> _Parser:
     parser.add_argument("--track", action="store_true")
     parser.add_argument("--wandb-project-name")
     parser.add_argument("--wandb-entity")
-    parser.add_argument("--info", "-i", nargs="?", const="all")
+    parser.add_argument("--info", "-i", nargs="?", const=TASK)
     for names, takes_value in HYDRA_FLAGS:
         if takes_value:
             parser.add_argument(*names)
@@ -176,6 +179,9 @@ def _rl_games_overrides(flags: argparse.Namespace) -> list[str]:
     tokens = [f"{key}={value}" for key, value in values.items() if value is not None]
     if flags.play and not flags.train:  # with both, rl_games trains
         tokens.append("test=true")
+    if flags.info == TASK:
+        tokens.append("info=true")
+        flags.info = None
     if flags.track:
         tokens.append("wandb=online")
     return tokens

@@ -38,7 +38,7 @@ SHORTHANDS = {
 }
 
 # These say what this invocation does, not what the run is: never taken from a saved config.
-OF_THE_INVOCATION = ("test", "checkpoint", "resume", "file", "run_dir", "record", "video", "profile", "pause_at")
+OF_THE_INVOCATION = ("test", "checkpoint", "resume", "file", "run_dir", "record", "video", "profile", "pause_at", "info")
 
 
 def check(cfg: Config) -> Config:

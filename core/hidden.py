@@ -44,6 +44,7 @@ class HiddenObs(VecEnv):
         self.state_space = space if self._adds_states else env.state_space
         self.num_envs, self.num_agents, self.value_size = env.num_envs, env.num_agents, env.value_size
         self.reset_mode, self.is_torch, self.device, self.render_mode = env.reset_mode, env.is_torch, env.device, env.render_mode
+        self.max_episode_steps = env.max_episode_steps
         self._index: Any = torch.tensor(self.seen, device=env.device) if env.is_torch else np.array(self.seen)
 
     def reset(self) -> Obs:

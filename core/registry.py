@@ -92,6 +92,7 @@ tasks = Shelf("task kind")
 observers = Shelf("observer")
 
 needs: dict[str, Needs] = {}  # task kind -> the packages that it takes
+ids: dict[str, Callable[[], Iterable[str]]] = {}  # task kind -> what lists the environments that it can make
 broken: dict[str, str] = {}  # module name -> the error that its import raised
 
 _DISCOVERED: set[str] = set()
@@ -143,7 +144,12 @@ PIP = "pip install --constraint constraints.txt --editable"
 
 
 def register_task(
-    name: str, *, needs_modules: tuple[str, ...] = (), extra: str | None = None, install: str | None = None
+    name: str,
+    *,
+    needs_modules: tuple[str, ...] = (),
+    extra: str | None = None,
+    install: str | None = None,
+    ids_of_kind: Callable[[], Iterable[str]] | None = None,
 ) -> Callable[[Any], Any]:
     """Decorator of the function that makes the environments of a task kind; its keyword arguments become keys of `task`.
 
@@ -151,7 +157,10 @@ def register_task(
         needs_modules: what has to be importable beyond this project's own dependencies. The function, not its module, imports them.
         extra: of pyproject.toml, that brings them.
         install: the command that brings them, where no extra can.
+        ids_of_kind: lists what `task.id` may be, for `python -m tasks list`.
     """
+    if ids_of_kind is not None:
+        ids[name] = ids_of_kind
     if needs_modules:
         needs[name] = Needs(needs_modules, install or f"{PIP} '.[{extra}]'")
 

@@ -83,6 +83,7 @@ ROOT: Section = {
     "device": Key(Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")], "auto, cpu, cuda or cuda:N"),
     "checkpoint": Key(Text | None, "weights to start from, or with test=True to evaluate"),
     "test": Key(bool, "evaluate instead of training"),
+    "info": Key(bool, "say what the task is instead of training"),
     "resume": Key(Text | None, "run directory to go on with"),
     "run_dir": Key(Text | None, "this run's directory; null: made under runs_dir"),
     "runs_dir": Key(Text, "where run directories are made"),

@@ -31,6 +31,7 @@ class VecEnv(IVecEnv):
     capturable: bool = False  # `step` may become part of a CUDA graph: docs/graphs.md
     device: str = "cpu"
     render_mode: str | None = None
+    max_episode_steps: int | None = None  # where a time limit cuts episodes off; None: there is none, or nobody knows
 
     def reset(self) -> Obs:
         """Starts a new episode in every environment and returns the first observations (N, ...)."""

@@ -24,7 +24,7 @@ FIXED_KEYS = ("batch_size", "env_type", "gym_reset_return_info")
 ATARI_SCALE = 4  # 84 x 84 frames are too small to watch
 
 
-@register_task("envpool")
+@register_task("envpool", ids_of_kind=lambda: envpool_families.load("").list_all_envs())
 def make(
     *,
     num_envs: int,
@@ -92,6 +92,7 @@ class EnvpoolVecEnv(VecEnv):
         self._episodic_life = bool(options.get("episodic_life", False))
         self.observation_space = self._observation_space()
         self.action_space = self._pool.action_space
+        self.max_episode_steps = self._pool.spec.config.max_episode_steps or None
         if isinstance(self.action_space, spaces.Box):
             self.action_space = float_space(self.action_space)
         self._scores = np.zeros(num_envs, dtype=np.float32)

@@ -25,7 +25,7 @@ VECENVS = ("sync", "async", "ray")
 EXTRAS = ("mujoco", "box2d", "toy_text", "classic_control")  # gymnasium's packages that need more than gymnasium
 
 
-@register_task("gymnasium")
+@register_task("gymnasium", ids_of_kind=lambda: gymnasium.registry)
 def make(
     *,
     num_envs: int,

@@ -50,6 +50,7 @@ class OneEnv:
             "value_size": self.value_size,
             "central_value": self.central_value,
             "has_masks": self.has_masks,
+            "max_episode_steps": self._time_limit(),
             "render_modes": list((getattr(self.env, "metadata", None) or {}).get("render_modes", [])),
         }
 
@@ -88,6 +89,15 @@ class OneEnv:
         """(agents, A) booleans: which actions are allowed now."""
         assert self._get_mask is not None
         return np.asarray(self._get_mask(), dtype=bool).reshape(self.num_agents, -1)
+
+    def _time_limit(self) -> int | None:
+        """Of ours, or of gymnasium's TimeLimit among the wrappers."""
+        env = self.env
+        while self._limit is None and env is not None:
+            if isinstance(env, gymnasium.wrappers.TimeLimit):
+                return env._max_episode_steps
+            env = getattr(env, "env", None)
+        return self._limit
 
     def _begin(self) -> Any:
         """Resets; the environment's own observation. The first call seeds everything that the environment draws from."""

@@ -59,6 +59,7 @@ class RowVecEnv(VecEnv):
         self.state_space = info["state_space"]
         self.num_agents = info["num_agents"]
         self.value_size = info["value_size"]
+        self.max_episode_steps = info["max_episode_steps"]
         self._has_masks = info["has_masks"]
         self._groups = len(sizes)
         ends = np.cumsum(sizes).tolist()

@@ -29,6 +29,7 @@ class TorchVecEnv(VecEnv):
     reset_mode = "same_step"
     is_torch = True
     capturable = True
+    max_episode_steps: int  # there always is one
 
     # ---- to write ---------------------------------------------------------------------------------------------------
     gym_id: ClassVar[str]  # the gymnasium twin, which draws the picture
@@ -200,7 +201,7 @@ class Pendulum(TorchVecEnv):
 ENVS: dict[str, type[Any]] = {"CartPole": CartPole, "Pendulum": Pendulum}
 
 
-@register_task("torch")
+@register_task("torch", ids_of_kind=lambda: ENVS)
 def make(
     *,
     num_envs: int,

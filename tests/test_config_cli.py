@@ -51,7 +51,8 @@ def test_underscored_numbers_arrive_as_int() -> None:
         (["--track", "--wandb-project-name", "p"], ["++wandb_project=p", "++wandb=online"]),
         (["-t", "-p"], []),  # rl_games trains when told both
         (["--cfg", "job", "seed=1"], ["--cfg", "job", "++seed=1"]),
-        (["--info"], ["--info", "all"]),
+        (["--info", "all"], ["--info", "all"]),
+        (["--info"], ["++info=true"]),
     ],
 )
 def test_rl_games_and_hydra_flags(argv: list[str], expected: list[str]) -> None:

@@ -245,7 +245,7 @@ def test_a_filling_dict_fills_before_it_answers():
 
 @pytest.mark.parametrize(
     "argv",
-    [("--multirun", "seed=1,2"), ("--cfg", "job"), ("--info",), ("hydra.verbose=true",), ("++hydra.job.env_set.A=b",), ("--help",)],
+    [("--multirun", "seed=1,2"), ("--cfg", "job"), ("--info", "all"), ("hydra.verbose=true",), ("++hydra.job.env_set.A=b",), ("--help",)],
 )
 def test_what_asks_hydra_for_more_is_left_to_hydra(argv: tuple[str, ...]) -> None:
     arguments, own = read(["task=Pendulum", *argv])
