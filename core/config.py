@@ -281,7 +281,9 @@ def to_params(cfg: Config) -> Config:
     params["model"] = params.get("model") or {"name": "auto"}
     config["reward_shaper"] = config.get("reward_shaper") or {}
     config.setdefault("name", f"{task['name']}_{cfg['train'].get('name', params['algo']['name'])}")
-    if task["kind"] != "rl_games":  # a YAML made for one environment, used on another
+    if task["kind"] == "rl_games":  # where the task's own keys name it, the train config may not
+        config["env_name"], config["env_config"] = task["env_name"], copy.deepcopy(task["env_config"])
+    else:  # a YAML made for one environment, used on another
         config["env_name"], config["env_config"] = task["name"], {}
 
     defaults = schema.of_dataclass(entry.config) if entry.config else {}

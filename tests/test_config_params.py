@@ -177,3 +177,8 @@ def test_precision_is_a_shorthand_of_algorithms_that_have_it():
     assert "precision" not in params("task=Pendulum")["config"]
     with pytest.raises(UserError, match="precision is 'bf16', but algorithm 'ppo' has no such option"):  # the stand-in of these tests
         params("task=Pendulum", "precision=bf16")
+
+
+def test_an_environment_of_rl_games_that_the_task_alone_names():
+    made = params("task=from_train", "num_envs=4", "task.env_name=CartPole-v1", "task.env_config={a: 1}")
+    assert (made["config"]["env_name"], made["config"]["env_config"]) == ("CartPole-v1", {"a": 1})
