@@ -11,6 +11,7 @@ from torch import Tensor
 
 from algos.hooks import Hooks
 from algos.rollout import Rollout, Transition
+from core import first_obs
 from core.errors import UserError
 from core.vecenv import to_tensor, tree_map
 
@@ -75,7 +76,7 @@ class Collector(Base):
 
     def reset_environments(self) -> None:
         """Starts all episodes anew: first observations, zero memory, no running returns."""
-        self.obs = self.read_obs(self.vec_env.reset())
+        self.obs = self.read_obs(first_obs.reset(self.vec_env))
         device = self.policy.device
         self.dones = torch.ones(self.rows, dtype=torch.uint8, device=device)  # as rl_games: nothing came before
         self.resetting = torch.zeros(self.rows, dtype=torch.bool, device=device)  # next-step envs: the coming row is a mere reset

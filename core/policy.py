@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from typing import Any, cast
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from rl_games.algos_torch import model_builder
@@ -52,6 +53,7 @@ class Policy:
         self.clip_actions: bool = self.config.get("clip_actions", True)
         self.obs_shape = space_shape(self.observation_space)
         if isinstance(self.action_space, spaces.Box):
+            self._check_bounds(self.action_space)
             self.actions_low = torch.as_tensor(self.action_space.low.copy(), dtype=torch.float32, device=self.device)
             self.actions_high = torch.as_tensor(self.action_space.high.copy(), dtype=torch.float32, device=self.device)
             self._middle, self._half = (self.actions_high + self.actions_low) / 2.0, (self.actions_high - self.actions_low) / 2.0
@@ -94,6 +96,16 @@ class Policy:
         return {}
 
     # ---- built once -------------------------------------------------------------------------------------------------
+
+    def _check_bounds(self, space: spaces.Box) -> None:
+        """Raises UserError where actions shall be stretched to bounds that are not finite: all of them would be NaN."""
+        endless = [i for i in range(space.shape[0]) if not (np.isfinite(space.low[i]) and np.isfinite(space.high[i]))]
+        if endless and self.clip_actions:
+            i = endless[0]
+            raise UserError(
+                f"task: action {i} has the bounds {space.low[i]:g} to {space.high[i]:g}, to which actions would be stretched from [-1, 1]: "
+                "give the environment finite ones, or set train.params.config.clip_actions=false to hand over the policy's own actions"
+            )
 
     @property
     def actions_num(self) -> Any:

@@ -253,13 +253,14 @@ def make_env(cfg: dict[str, Any], num_envs: int, seed: int | None, device: str, 
     options = {key: value for key, value in task.items() if key in inspect.signature(factory).parameters}
     options.pop("num_envs", None)
     env = factory(num_envs=num_envs, seed=seed, device=device, render_mode=render_mode, **options)
-    if not task.get("hidden_obs"):
-        return env
-    try:
-        return HiddenObs(env, task["hidden_obs"])
-    except UserError:
-        env.close()
-        raise
+    if task.get("hidden_obs"):
+        try:
+            env = HiddenObs(env, task["hidden_obs"])
+        except UserError:
+            env.close()
+            raise
+    env.checks_obs = task.get("check_obs", True)
+    return env
 
 
 def make_rank_env(ranks: Ranks, cfg: dict[str, Any], params: dict[str, Any]) -> VecEnv:

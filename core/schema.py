@@ -494,6 +494,7 @@ def of_task(kind: Callable[..., Any]) -> Section | None:
         "name": Key(Text, "name of the task", required=True),
         "kind": Key(Text, "registered kind of environment", required=True),
         "num_envs": Key(Count | None, "environments unless num_envs or train.params.config.num_actors says otherwise"),
+        "check_obs": Key(bool, "hold the first observations against the spaces; default true"),
         "hidden_obs": Key(list[int] | None, "indices of the flat observation that the policy does not see"),
     }
     factory = kind.__init__ if inspect.isclass(kind) else kind

@@ -33,6 +33,8 @@ class VecEnv(IVecEnv):
     render_mode: str | None = None
     max_episode_steps: int | None = None  # where a time limit cuts episodes off; None: there is none, or nobody knows
 
+    checks_obs: bool = True  # whether the first observations are held against the spaces: `task.check_obs`
+
     def reset(self) -> Obs:
         """Starts a new episode in every environment and returns the first observations (N, ...)."""
         raise NotImplementedError

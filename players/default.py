@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from core import first_obs
 from core.errors import UserError
 from core.policy import Policy
 from core.registry import register_player
@@ -179,7 +180,7 @@ class Player:
         self.reset_rows = torch.zeros(self.num_rows, dtype=torch.bool, device=device)
         self.per_episode = []
         self.rnn_states = self.policy.initial_rnn_states()
-        obs = self._see(self.env.reset())
+        obs = self._see(first_obs.reset(self.env))
         self.on_eval_start()
         while any(left):
             obs_new, rewards, dones, infos = self.env.step(self._actions(obs))
