@@ -162,7 +162,9 @@ def test_reward() -> None:
 def test_observation() -> None:
     """Turned to the left by 90 degrees (forward is the world's y): the target, 0.3 m along x and 0.2 m up, is to its right."""
     half = math.sqrt(0.5)
-    seen = env()._observe(state(position=[-0.3, 0.0, 0.8], velocity=[0.0, 0.5, 0.0], attitude=[half, 0.0, 0.0, half], rates=[1.0, 2.0, 3.0]))
+    seen = env()._observe(
+        state(position=[-0.3, 0.0, 0.8], velocity=[0.0, 0.5, 0.0], attitude=[half, 0.0, 0.0, half], rates=[1.0, 2.0, 3.0])
+    )
     assert seen[0].tolist() == pytest.approx([0.0, -0.3, 0.2, 0.5, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 2.0, 3.0], abs=1e-6)
     rolled = env()._observe(state(attitude=[math.cos(0.1), math.sin(0.1), 0.0, 0.0]))  # 0.2 rad to the right: upwards is to its left
     assert rolled[0, 6:9].tolist() == pytest.approx([0.0, math.sin(0.2), math.cos(0.2)], abs=1e-6)

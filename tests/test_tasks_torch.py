@@ -181,7 +181,10 @@ def test_a_time_limit_of_ones_own(id: str) -> None:
     [
         ({"id": "Quadcoptr"}, "unknown torch environment 'Quadcoptr' at task.id. Did you mean 'Quadcopter'.*modules="),
         ({"id": "Pendulum", "max_episode_steps": 0}, "task.max_episode_steps is 0; at least 1, or null for Pendulum's own 200"),
-        ({"id": "CartPole", "differentiable": True}, "'CartPole' have no gradient to follow. Those of Pendulum, PointMass, Quadcopter have"),
+        (
+            {"id": "CartPole", "differentiable": True},
+            "'CartPole' have no gradient to follow. Those of Pendulum, PointMass, Quadcopter have",
+        ),
         ({"id": "Pendulum", "options": {"mass": 2}}, "unknown option 'mass' at task.options of Pendulum. Valid: .none."),
     ],
 )

@@ -18,7 +18,8 @@ class Canvas:
         from PIL import Image, ImageDraw  # only pictures need it; it comes with matplotlib
 
         self.pixels, self.scale = pixels, pixels / reach  # of the doubled picture
-        self.corner = np.asarray([*centre], dtype=float) + (-reach, reach)  # upper left
+        x, y = centre
+        self.corner = np.array([x - reach, y + reach])  # upper left
         self.image: Any = Image.new("RGB", (2 * pixels, 2 * pixels), (255, 255, 255))
         self.pen: Any = ImageDraw.Draw(self.image)
 
