@@ -251,10 +251,11 @@ def test_envpool_scores_are_raw_and_survive_a_lost_life() -> None:
         ("gymnasium", {"id": "CartPole-v1", "vecenv": "async"}),
         ("envpool", {"id": "CartPole-v1"}),
         ("torch", {"id": "Pendulum"}),
+        ("torch", {"id": "Quadcopter"}),
         ("rl_games", {"env_name": "CartPole-v1", "vecenv": "sync"}),
         ("rl_games", {"env_name": "envpool", "env_config": {"env_name": "CartPole-v1"}}),
     ],
-    ids=["sync", "async", "envpool", "torch", "rl_games", "rl_games-envpool"],
+    ids=["sync", "async", "envpool", "torch", "torch-quadcopter", "rl_games", "rl_games-envpool"],
 )
 def test_same_seed_same_transitions(kind: str, options: dict[str, Any]) -> None:
     runs = []
@@ -365,6 +366,9 @@ def test_flattened_dict_of_envpool() -> None:
         ("envpool", {"id": "Pong-v5"}, (336, 336, 3)),
         ("torch", {"id": "CartPole"}, (400, 600, 3)),
         ("torch", {"id": "Pendulum"}, (500, 500, 3)),
+        ("torch", {"id": "Acrobot"}, (500, 500, 3)),
+        ("torch", {"id": "PointMass"}, (500, 500, 3)),
+        ("torch", {"id": "Quadcopter"}, (500, 500, 3)),
         ("rl_games", {"env_name": "CartPole-v1", "vecenv": "sync"}, (400, 600, 3)),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tasks.torch_task import Quadcopter
+from tests.command import command
 
 NONE, FULL = -1.0, 1.0
 G, M = 9.81, 0.028
@@ -198,3 +199,10 @@ def test_the_picture_shows_what_moves() -> None:
     (rows, columns), (rows_elsewhere, columns_elsewhere) = red.nonzero(), red_elsewhere.nonzero()
     assert columns_elsewhere.mean() > columns.mean() + 20
     assert rows_elsewhere.mean() < rows.mean() - 20  # higher up
+
+
+@pytest.mark.long
+def test_ppo_learns_to_hover(tmp_path: Any) -> None:
+    command("task=TorchQuadcopter", "max_frames=700_000", "device=cpu", "train.params.torch_threads=1", f"run_dir={tmp_path}/run")
+    played = command("test=True", f"checkpoint={tmp_path}/run/nn/best.pth", "player.games_num=32")
+    assert played["return"]["mean"] > 350  # random actions crash with some 4, standing still half a metre away is worth 140

@@ -22,7 +22,8 @@ class PointMass(TorchVecEnv):
 
     Reward, of where the step ends: -(|position - target|^2 + 0.1 |velocity|^2 + 0.01 |action|^2), in m, m/s. It is quadratic and the
     motion linear, so gradients through `step` are those of a linear-quadratic problem; beyond the limits of an action they are zero.
-    Never terminates. Position and target start in +-1 m, the velocity in +-0.5 m/s. The best return of 100 steps is some -6.
+    Never terminates. Position and target start in +-1 m, the velocity in +-0.5 m/s. Linear feedback reaches a
+    mean return of -13.7.
     """
 
     state_size = 6

@@ -106,10 +106,10 @@ class Quadcopter(TorchVecEnv):
             return float(right @ point), float(up @ point)
 
         canvas = Canvas(seen((0.0, 0.0, 0.75)), reach=1.6)
-        grid = np.linspace(-1.25, 1.25, 6)
+        grid = np.linspace(-1.0, 1.0, 5)
         for x in grid:
-            canvas.line(seen((x, -1.25, 0)), seen((x, 1.25, 0)), (200, 200, 200), 1)
-            canvas.line(seen((-1.25, x, 0)), seen((1.25, x, 0)), (200, 200, 200), 1)
+            canvas.line(seen((x, -1, 0)), seen((x, 1, 0)), (200, 200, 200), 1)
+            canvas.line(seen((-1, x, 0)), seen((1, x, 0)), (200, 200, 200), 1)
         shadow = np.array([*position[:2], 0.0])
         ring = [(0.1 * math.cos(angle), 0.1 * math.sin(angle), 0.0) for angle in np.linspace(0, 2 * math.pi, 24)]
         canvas.polygon([seen(shadow + corner) for corner in ring], (190, 190, 190))
