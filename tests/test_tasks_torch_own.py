@@ -81,7 +81,7 @@ def test_the_pages_environment_keeps_the_contract(module: Path) -> None:
 
 @pytest.mark.long
 def test_ppo_learns_the_pages_environment(module: Path, tmp_path: Path) -> None:
-    words = [f"modules=[{module}]", "task=torch", "task.id=Dock", "max_frames=100_000", "device=cpu", "train.params.torch_threads=1"]
+    words = [f"modules=[{module}]", "task=torch", "task.id=Dock", "max_frames=200_000", "device=cpu", "train.params.torch_threads=1"]
     command(*words, f"run_dir={tmp_path}/run")
     played = command("test=True", f"checkpoint={tmp_path}/run/nn/last.pth", "player.games_num=50")
     assert played["return"]["mean"] > 5  # 10 less 0.1 per step; never docking is -10
