@@ -45,6 +45,7 @@ class HiddenObs(VecEnv):
         self.num_envs, self.num_agents, self.value_size = env.num_envs, env.num_agents, env.value_size
         self.reset_mode, self.is_torch, self.device, self.render_mode = env.reset_mode, env.is_torch, env.device, env.render_mode
         self.max_episode_steps = env.max_episode_steps
+        self.differentiable = env.differentiable
         self._index: Any = torch.tensor(self.seen, device=env.device) if env.is_torch else np.array(self.seen)
 
     def reset(self) -> Obs:
@@ -87,6 +88,9 @@ class HiddenObs(VecEnv):
 
     def set_env_state(self, env_state: Any) -> None:
         self.env.set_env_state(env_state)
+
+    def detach(self) -> None:
+        self.env.detach()
 
     def render(self) -> np.ndarray:
         return self.env.render()

@@ -29,6 +29,7 @@ class VecEnv(IVecEnv):
     reset_mode: ResetMode = "same_step"
     is_torch: bool = False  # observations, rewards and dones are tensors on `device`
     capturable: bool = False  # `step` may become part of a CUDA graph: docs/graphs.md
+    differentiable: bool = False  # gradients pass through `step` to the actions, and `detach` cuts them: docs/tasks/torch.md
     device: str = "cpu"
     render_mode: str | None = None
     max_episode_steps: int | None = None  # where a time limit cuts episodes off; None: there is none, or nobody knows
@@ -57,6 +58,9 @@ class VecEnv(IVecEnv):
             "value_size": self.value_size,
         }
         return info
+
+    def detach(self) -> None:
+        """Of a differentiable environment: what comes later has no gradient in the actions up to here. Does nothing in others."""
 
     @property
     def can_render(self) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from tasks.torch_task import ENVS, TorchVecEnv
+from tasks.torch_vecenv import ENVS, TorchVecEnv
 from tests.task_envs import Counter
 
 LENGTH = 5  # steps of an episode that is cut off, or that ends
@@ -48,12 +48,12 @@ class Case:
 class TorchCounter(TorchVecEnv):
     """`Counter` in torch: observation [step], reward the step; `ends` where the number of an episode's steps is reached."""
 
-    gym_id, time_limit, ends_at = "none", 1000, 1000
+    state_size, time_limit, ends_at = 1, 1000, 1000
 
     def __init__(self, **kwargs: Any) -> None:
         self.observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
         self.action_space = spaces.Discrete(2)
-        super().__init__(1, **kwargs)
+        super().__init__(**kwargs)
 
     def _initial(self, uniform: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(uniform)
@@ -94,6 +94,7 @@ CASES: dict[str, Case] = {
     "gymnasium-ray": _gymnasium("ray"),
     "envpool": Case("envpool", {"id": "CartPole-v1"}, {"id": "CartPole-v1", "options": {"max_episode_steps": LENGTH}}, counts=False),
     "torch": Case("torch", {"id": "Pendulum"}, {"id": "Counter", "max_episode_steps": LENGTH}, {"id": "Ending"}),
+    "torch-quadcopter": Case("torch", {"id": "Quadcopter"}, {"id": "Counter", "max_episode_steps": LENGTH}, {"id": "Ending"}),
     "rl_games": Case(
         "rl_games",
         {"env_name": "CartPole-v1", "vecenv": "sync"},

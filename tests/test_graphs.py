@@ -16,7 +16,7 @@ from algos.options import AgentOptions
 from core import registry
 from core.observers import Observer
 from core.policy import Policy
-from tasks.torch_task import CartPole, Pendulum
+from tasks.torch_task import ENVS, CartPole
 from tests.agents import our_agent, weights
 from tests.recorded_graph import RecordedGraph
 from tests.toys import ToyVecEnv, toy_params
@@ -41,8 +41,7 @@ def agent_of(monkeypatch, path, cls=OnDevice, env="CartPole", policy=None, obser
         registry.algos._entries, "mine", registry.AlgoEntry("mine", cls, AgentOptions, "default", policy, registry.ACTION_KINDS)
     )
     if isinstance(env, str):
-        kind = {"CartPole": CartPole, "Pendulum": Pendulum}[env]
-        env = kind(num_envs=8, seed=3, device=settings.get("device", "cpu"), max_episode_steps=limit)
+        env = ENVS[env](num_envs=8, seed=3, device=settings.get("device", "cpu"), max_episode_steps=limit)
     separate, rnn, unit = settings.pop("separate", False), settings.pop("rnn", None), settings.pop("activation", "elu")
     kind = "discrete" if hasattr(env.action_space, "n") else "continuous"
     params = toy_params(kind, rnn=rnn, **{"max_epochs": 5, **settings})
@@ -91,6 +90,9 @@ CASES = {
     "linear": {"lr_schedule": "linear", "schedule_entropy": True, "max_epochs": 7},
     "constant": {"lr_schedule": None, "normalize_input": False, "normalize_value": False, "clip_value": False, "truncate_grads": False},
     "in_order": {"env": "Pendulum", "shuffle": False},
+    "acrobot": {"env": "Acrobot"},
+    "point_mass": {"env": "PointMass"},
+    "quadcopter": {"env": "Quadcopter"},
     "current_obs": {"bootstrap_from": "current_obs", "normalize_advantage": False},
     "several_normalizer_updates": {"env": "Pendulum", "mini_epochs": 2, "horizon_length": 20, "minibatch_size": 40},
 }
@@ -409,7 +411,7 @@ def test_a_slot_that_changes_its_form_is_refused():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("env", ["CartPole", "Pendulum"])
+@pytest.mark.parametrize("env", ["Acrobot", "CartPole", "Pendulum", "PointMass", "Quadcopter"])
 def test_on_a_gpu_replayed_epochs_equal_those_as_they_are(env, tmp_path, monkeypatch):
     settings = {"env": env, "device": "cuda", "device_name": "cuda"}
     replayed, eager = (agent_of(monkeypatch, tmp_path / str(g), Agent, cuda_graphs=g, **settings) for g in (True, False))

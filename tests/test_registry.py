@@ -29,7 +29,7 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("floor", FLOORS)
 def test_nothing_imports_from_a_higher_floor_or_a_neighbour(floor):
     allowed = {name for name, level in FLOORS.items() if level < FLOORS[floor]} | {floor}
-    for path in (ROOT / floor).glob("*.py"):
+    for path in (ROOT / floor).rglob("*.py"):
         wrong = imports(path) & (set(FLOORS) | {"train", "experiments"}) - allowed
         assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
 
@@ -37,7 +37,7 @@ def test_nothing_imports_from_a_higher_floor_or_a_neighbour(floor):
 def test_only_the_agents_files_touch_rl_games_agents():
     allowed = {"agent.py", "central_value.py", "sac.py"}
     for floor in FLOORS:
-        for path in (ROOT / floor).glob("*.py"):
+        for path in (ROOT / floor).rglob("*.py"):
             source = path.read_text()
             if "a2c_continuous import" in source or "a2c_discrete import" in source or "sac_agent import" in source:
                 assert path.name in allowed, path
@@ -100,6 +100,6 @@ def test_modules_from_outside(tmp_path, shelf):
 
 def test_every_module_of_the_shelves_imports():
     for floor in FLOORS:
-        for path in (ROOT / floor).glob("*.py"):
+        for path in (ROOT / floor).rglob("*.py"):
             if path.stem != "__init__":
-                importlib.import_module(f"{floor}.{path.stem}")
+                importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))

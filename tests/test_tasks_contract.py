@@ -342,6 +342,9 @@ def test_flattened_dict_of_envpool() -> None:
         ("envpool", {"id": "Pong-v5"}, (336, 336, 3)),
         ("torch", {"id": "CartPole"}, (400, 600, 3)),
         ("torch", {"id": "Pendulum"}, (500, 500, 3)),
+        ("torch", {"id": "Acrobot"}, (500, 500, 3)),
+        ("torch", {"id": "PointMass"}, (500, 500, 3)),
+        ("torch", {"id": "Quadcopter"}, (500, 500, 3)),
         ("rl_games", {"env_name": "CartPole-v1", "vecenv": "sync"}, (400, 600, 3)),
     ],
 )
