@@ -31,6 +31,7 @@ class Observations:
 
     def __init__(self, space: spaces.Space, flatten: bool, key: str | None) -> None:
         self.key = key
+        self.space: spaces.Space
         self._parts: dict[str, Convert] | None = None
         if key is not None:
             if not isinstance(space, spaces.Dict):
