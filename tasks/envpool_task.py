@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import warnings
 from typing import Any
@@ -29,7 +30,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "envpool.vizdoom": {"use_combined_action": True}
 }  # buttons as one Discrete, not numbers without bounds
 LEGAL = "legal_action_mask"  # the board games' name for the mask, in infos
-MULTIPLAYER_DOOM = "EnvPool's '{id}' ends the whole process: it is a game over a network, which EnvPool does not set up"
+MULTIPLAYER_DOOM = "EnvPool's '{id}' is a game of several players over a network: EnvPool 1.2.5 ends the whole process where it is made"
 UNSERVED = {
     "Cig-v1": MULTIPLAYER_DOOM,
     "MultiDuel-v1": MULTIPLAYER_DOOM,
@@ -116,6 +117,9 @@ class EnvpoolVecEnv(VecEnv):
         except UserError:
             self.close()
             raise
+        except RuntimeError as error:  # some files are first read by a reset
+            self.close()
+            raise UserError(f"EnvPool cannot reset '{id}' at task.id: {str(error).splitlines()[0]}") from error
         self._episodic_life = bool(options.get("episodic_life", False))
         self._scores = np.zeros(num_envs, dtype=np.float32)
         self._frame: np.ndarray | None = None
@@ -257,7 +261,7 @@ def _make_pool(id: str | None, num_envs: int, seed: int, num_threads: int, optio
         # the spaces' bounds are double and become float: no user can act on that
         warnings.filterwarnings("ignore", message=".*precision lowered by casting.*", category=UserWarning)
         try:
-            keys = envpool.make_spec(id).config._fields
+            keys = _option_names(specs[id])
         except ImportError as error:  # a family's libraries: Procgen's Qt 5
             raise UserError(f"EnvPool cannot load what '{id}' at task.id needs: {error}") from error
         for key in options:
@@ -281,6 +285,12 @@ def _make_pool(id: str | None, num_envs: int, seed: int, num_threads: int, optio
                 raise UserError(f"EnvPool cannot make '{id}' at task.id: {told}") from error
             raise UserError(f"task.options {options}: EnvPool refuses them: {told}") from error
     return pool
+
+
+def _option_names(spec: tuple[str, str, dict[str, Any]]) -> tuple[str, ...]:
+    """What `envpool.make` takes for an environment, without making its spec, which reads files that an option may name."""
+    module, spec_class, _ = spec
+    return getattr(importlib.import_module(module), spec_class).gen_config._fields
 
 
 def threads(family: str, num_envs: int) -> int:

@@ -210,12 +210,10 @@ def test_envpool_termination_is_no_time_out() -> None:
 
 
 def test_a_library_that_an_envpool_family_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import envpool
-
-    def refuse(id: str) -> None:
+    def refuse(spec: Any) -> None:
         raise ImportError("EnvPool Procgen requires the system Qt 5 runtime on Linux.")
 
-    monkeypatch.setattr(envpool, "make_spec", refuse)
+    monkeypatch.setattr(envpool_task, "_option_names", refuse)  # which imports the family's library first
     with pytest.raises(UserError, match=r"'CartPole-v1' at task\.id needs: .*Qt 5"):
         build("envpool", id="CartPole-v1")
 

@@ -384,6 +384,7 @@ def test_success_is_an_episodes_and_a_row_that_resets_has_none() -> None:
         ("FetchReech-v4", {}, "Did you mean .*'FetchReach-v4'"),
         ("Cig-v1", {}, "over a network"),
         ("Sudoku-v0", {}, "cannot make 'Sudoku-v0' at task.id: failed to open Sudoku database"),
+        ("VizdoomCustom-v1", {}, "cannot make 'VizdoomCustom-v1' at task.id: File"),
         ("CartPole-v1", {"num_envs": 0}, "task.num_envs=0: at least 1"),
         ("CartPole-v1", {"num_envs": -3}, "task.num_envs=-3: at least 1"),
         ("TicTacToe-v1", {"use_dict_obs_space": True}, "one player"),
