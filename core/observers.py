@@ -193,17 +193,29 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, int | float | np.number) or (isinstance(value, torch.Tensor) and value.ndim == 0)
 
 
+SUCCESS_RATES = {"success_rate": ("success", "is_success"), "success_at_end_rate": ("success_at_end",)}  # metric -> infos' names for it
+
+
 @register_observer("episode")
 class Episode(Observer):
     """`episode/<key>`: mean over the epoch of what the environment puts into infos['episode'], and the last value of every
-    scalar that stands in infos directly. A key counts in whichever steps it appears."""
+    scalar that stands in infos directly. A key counts in whichever steps it appears.
+
+    `episode/success_rate`: share of the last `games_to_track` finished episodes in whose last step infos['success'] (or 'is_success')
+    was true; `episode/success_at_end_rate` likewise of infos['success_at_end']."""
 
     def after_init(self, algo: Any) -> None:
+        self.num_agents: int = algo.num_agents
+        self.rates = {name: deque[float](maxlen=algo.games_to_track) for name in SUCCESS_RATES}
         self.values: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.direct: dict[str, Any] = {}
 
     def reads(self, infos: Any) -> bool:
-        return isinstance(infos, dict) and ("episode" in infos or any(_is_scalar(value) for value in infos.values()))
+        return isinstance(infos, dict) and (
+            "episode" in infos
+            or any(key in infos for keys in SUCCESS_RATES.values() for key in keys)
+            or any(_is_scalar(value) for value in infos.values())
+        )
 
     def process_infos(self, infos: Any, done_indices: torch.Tensor) -> None:
         if not isinstance(infos, dict):
@@ -218,13 +230,29 @@ class Episode(Observer):
         for key, value in infos.items():
             if _is_scalar(value):
                 self.direct[key] = value
+        self._note_success(infos, done_indices)
+
+    def _note_success(self, infos: dict[str, Any], done_indices: torch.Tensor) -> None:
+        known = [(self.rates[name], next((k for k in keys if k in infos), None)) for name, keys in SUCCESS_RATES.items()]
+        if all(key is None for _, key in known):
+            return
+        for env in sorted({row // self.num_agents for row in done_indices.reshape(-1).tolist()}):
+            for rate, key in known:
+                value = None if key is None or _is_scalar(infos[key]) else _entry(infos, key, env)
+                if value is not None:
+                    rate.append(float(value > 0.5))
+
+    def after_clear_stats(self) -> None:
+        for rate in self.rates.values():
+            rate.clear()
 
     def metrics(self) -> dict[str, float]:
+        rates = {f"episode/{name}": float(np.mean(rate)) for name, rate in self.rates.items() if rate}
         found = {f"episode/{key}": float(value) for key, value in self.direct.items()}
         found.update({f"episode/{key}": float(torch.stack(values).mean()) for key, values in self.values.items()})
         self.values.clear()
         self.direct.clear()
-        return found
+        return {**found, **rates}
 
 
 @register_observer("metrics_file")

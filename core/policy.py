@@ -264,7 +264,8 @@ def _fit_to_observations(network: dict[str, Any], obs_shape: Any) -> None:
     if isinstance(obs_shape, dict):
         raise UserError(
             f"network '{network['name']}' reads one array, but the task's observations are a Dict of {', '.join(obs_shape)}: "
-            "flatten them (task.wrappers=[{name: FlattenObservation}]) or use a network that reads them (docs/networks.md)"
+            "flatten them (task.flatten_obs=true, or task.wrappers=[{name: FlattenObservation}]) or use a network that reads them "
+            "(docs/networks.md)"
         )
     if len(obs_shape) != 1 and "cnn" not in network:
         raise UserError(

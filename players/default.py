@@ -248,7 +248,7 @@ class Player:
             "seed": self.seed + env_index,
             "env": env_index,
         }
-        for key, names in (("success", ("success",)), ("score", ("scores", "battle_won"))):
+        for key, names in (("success", ("success", "is_success")), ("score", ("scores", "battle_won"))):
             value = next((infos[name] for name in names if name in infos), None)
             if value is not None:
                 episode[key] = self._entry(value, env_index)

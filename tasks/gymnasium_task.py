@@ -10,6 +10,7 @@ import inspect
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from core.errors import UserError, unknown
@@ -96,6 +97,8 @@ class GymMaker:
         for position, (wrapper, arguments) in enumerate(self.wrappers):
             try:
                 env = wrapper(env, **arguments)
+            except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+                raise UserError(f"task.wrappers[{position}] {wrapper.__name__} needs a package: {error}") from error
             except (TypeError, ValueError, AssertionError) as error:
                 raise UserError(f"task.wrappers[{position}] {wrapper.__name__}({arguments}): {error}") from error
         return normalize_spaces(env)
@@ -137,8 +140,39 @@ def resolve_wrappers(entries: list[dict[str, Any] | str]) -> list[tuple[Any, dic
         name = arguments.pop("name", None)
         if not name:
             raise UserError(f"{where} has no name. Example: {{name: FrameStackObservation, stack_size: 4}}")
-        resolved.append((_wrapper_class(name, where), arguments))
+        wrapper = _wrapper_class(name, where)
+        if wrapper is gymnasium.wrappers.Autoreset:
+            raise UserError(f"{where}: Autoreset would hide where episodes end; this task resets environments itself (docs/tasks.md)")
+        if wrapper.__module__.startswith("gymnasium."):
+            arguments = {key: _as_wanted(value, f"{where}.{key}") for key, value in arguments.items()}
+        resolved.append((wrapper, arguments))
     return resolved
+
+
+def _as_wanted(value: Any, where: str) -> Any:
+    """A YAML's value as gymnasium's wrappers take it: sizes are tuples, bounds are arrays; a function is named by its dotted path."""
+    if isinstance(value, list):
+        return np.array(value, np.float32) if any(isinstance(x, float) for x in value) else tuple(value)
+    if where.endswith(".func"):
+        found = _imported(value) if isinstance(value, str) and "." in value and " " not in value else None
+        if not callable(found):
+            raise UserError(
+                f"{where}='{value}' is no function: a config cannot hold one, but name one that can be imported: numpy.tanh, "
+                "my_module.my_function (its file in `modules=[...]` or on the path). Or write a wrapper of your own and name it"
+            )
+        return found
+    return value
+
+
+def _imported(path: str) -> Any:
+    """What stands at a dotted path; None where nothing does."""
+    module, _, attribute = path.rpartition(".")
+    for name in (module, f"outside_{module}"):  # `modules=[my_module.py]` is known as the latter
+        try:
+            return getattr(importlib.import_module(name), attribute)
+        except (ImportError, AttributeError):
+            continue
+    return None
 
 
 def _wrapper_class(name: str, where: str) -> Any:

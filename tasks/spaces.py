@@ -38,8 +38,9 @@ def normalize_spaces(env: gymnasium.Env) -> gymnasium.Env:
     """Wraps `env` where its spaces are not among those a policy here can use.
 
     Observations: Discrete, MultiDiscrete, MultiBinary and Tuple are flattened (one-hot where discrete); a Dict keeps its keys
-    and has each entry flattened that is no Box. Actions: Discrete and MultiDiscrete start at 0, a Tuple of Discrete and
-    MultiBinary become MultiDiscrete, a Box gets one dimension. Raises UserError for the rest.
+    and has each entry flattened that is no Box. Stacked pictures (S, H, W, C) become one of S * C channels, the oldest first.
+    Actions: Discrete and MultiDiscrete start at 0, a Tuple of Discrete and MultiBinary become MultiDiscrete, a Box gets one
+    dimension. Raises UserError for the rest.
     """
     return _normalize_action(_normalize_observation(env))
 
@@ -53,6 +54,9 @@ def _normalize_observation(env: gymnasium.Env) -> gymnasium.Env:
                 f"task.id: observation space {f'{key}: ' if key else ''}{leaf} has no fixed size. "
                 "Valid: Box, Discrete, MultiDiscrete, MultiBinary, Tuple or Dict of them; wrap the environment (task.wrappers)"
             )
+    if isinstance(space, spaces.Box) and len(space.shape) == 4 and space.dtype == np.uint8:
+        low, high = (_stacked_as_channels(bound) for bound in (space.low, space.high))
+        return gymnasium.wrappers.TransformObservation(env, _stacked_as_channels, spaces.Box(low, high, dtype=np.uint8))
     if all(isinstance(leaf, spaces.Box) and leaf.shape for leaf in leaves.values()):
         return env
     if not isinstance(space, spaces.Dict):
@@ -64,6 +68,11 @@ def _normalize_observation(env: gymnasium.Env) -> gymnasium.Env:
 
     flat = spaces.Dict({key: spaces.flatten_space(leaf) if key in odd else leaf for key, leaf in leaves.items()})
     return gymnasium.wrappers.TransformObservation(env, flatten, flat)
+
+
+def _stacked_as_channels(pictures: np.ndarray) -> np.ndarray:
+    """(S, H, W, C) to (H, W, S * C): what convolutions read."""
+    return np.concatenate(list(pictures), axis=-1)
 
 
 def _normalize_action(env: gymnasium.Env) -> gymnasium.Env:

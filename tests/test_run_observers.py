@@ -90,6 +90,31 @@ def test_episode_keys_of_all_steps_count(run: Run) -> None:
     assert observer.metrics() == {}
 
 
+def test_success_is_that_of_finished_episodes_not_of_steps(run: Run) -> None:
+    observer = Episode(run)
+    observer.after_init(ALGO)
+    assert observer.reads({"success": np.zeros(3, dtype=bool)})
+    running = {"success": np.array([True, True, True]), "success_at_end": np.array([True, True, True])}
+    observer.process_infos(running, rows())  # in every environment, but no episode has ended
+    assert observer.metrics() == {}
+    observer.process_infos({"success": np.array([True, False, True]), "success_at_end": np.array([False, False, True])}, rows(0, 1))
+    assert observer.metrics() == {"episode/success_rate": 0.5, "episode/success_at_end_rate": 0.0}
+    observer.process_infos({"success": torch.tensor([1.0, 0.0, 1.0]), "success_at_end": torch.tensor([0.0, 0.0, 1.0])}, rows(0, 2))
+    assert observer.metrics() == {
+        "episode/success_rate": pytest.approx(2 / 3),
+        "episode/success_at_end_rate": pytest.approx(1 / 3),
+    }  # last 3
+    observer.after_clear_stats()
+    assert observer.metrics() == {}
+
+
+def test_success_goes_by_gymnasium_roboticss_name_and_counts_an_environment_once(run: Run) -> None:
+    observer = Episode(run)
+    observer.after_init(types.SimpleNamespace(num_agents=2, games_to_track=9))
+    observer.process_infos({"is_success": np.array([0.0, 1.0])}, rows(0, 1, 2, 3))  # two environments of two agents
+    assert observer.metrics() == {"episode/success_rate": 0.5}
+
+
 def test_episode_entries_that_gymnasium_marks_as_missing(run: Run) -> None:
     observer = Episode(run)
     observer.after_init(ALGO)

@@ -210,12 +210,10 @@ def test_envpool_termination_is_no_time_out() -> None:
 
 
 def test_a_library_that_an_envpool_family_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import envpool
-
-    def refuse(id: str) -> None:
+    def refuse(spec: Any) -> None:
         raise ImportError("EnvPool Procgen requires the system Qt 5 runtime on Linux.")
 
-    monkeypatch.setattr(envpool, "make_spec", refuse)
+    monkeypatch.setattr(envpool_task, "_option_names", refuse)  # which imports the family's library first
     with pytest.raises(UserError, match=r"'CartPole-v1' at task\.id needs: .*Qt 5"):
         build("envpool", id="CartPole-v1")
 
@@ -253,11 +251,11 @@ def test_without_a_seed_runs_differ(kind: str, options: dict[str, Any]) -> None:
 # ---- spaces ----------------------------------------------------------------------------------------------------------
 
 
-def odd(observation_space: spaces.Space, action_space: spaces.Space) -> VecEnv:
+def odd(observation_space: spaces.Space, action_space: spaces.Space, wrappers: list[Any] | None = None) -> VecEnv:
     gymnasium.registry.pop("Odd-v0", None)
     gymnasium.register("Odd-v0", entry_point=lambda **kwargs: Odd(**kwargs))
     options = {"observation_space": observation_space, "action_space": action_space, "disable_env_checker": True}
-    return build("gymnasium", id="Odd-v0", options=options)
+    return build("gymnasium", id="Odd-v0", options=options, wrappers=wrappers)
 
 
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float64)
@@ -443,3 +441,44 @@ def test_envpool_gets_a_thread_more_than_cores_but_not_more_than_environments():
     assert envpool_task.threads("envpool.mujoco.gym", 64 + cores) == cores + 1
     assert envpool_task.threads("envpool.mujoco.gym", 1) == 1
     assert envpool_task.threads("envpool.classic_control", 64) == 0  # its own choice
+
+
+# ---- gymnasium's wrappers from a YAML -----------------------------------------------------------------------------------
+
+
+def test_lists_become_what_gymnasiums_wrappers_take() -> None:
+    env: Any = build("gymnasium", id="Pendulum-v1", wrappers=[{"name": "RescaleAction", "min_action": [-0.5], "max_action": [0.5]}])
+    assert env.action_space.high.tolist() == [0.5]
+    env.close()
+    env = odd(spaces.Box(0, 255, (8, 8, 3), np.uint8), spaces.Discrete(2), [{"name": "ReshapeObservation", "shape": [8, 24]}])
+    assert env.observation_space.shape == (8, 24)
+
+
+def test_stacked_pictures_become_channels_the_oldest_first() -> None:
+    env = odd(spaces.Box(0, 255, (8, 8, 3), np.uint8), spaces.Discrete(2), [{"name": "FrameStackObservation", "stack_size": 2}])
+    assert env.observation_space.shape == (8, 8, 6)
+    first = env.reset()
+    second = env.step(np.zeros(2, int))[0]
+    assert second.shape == (2, 8, 8, 6)
+    assert (second[..., :3] == first[..., 3:]).all()
+    assert (second[..., :3] != second[..., 3:]).any()
+
+
+def test_a_function_is_named_by_its_path() -> None:
+    env = build("gymnasium", id="CartPole-v1", wrappers=[{"name": "TransformReward", "func": "numpy.negative"}])
+    env.reset()
+    assert env.step(np.zeros(2, int))[1].tolist() == [-1, -1]
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "message"),
+    [
+        ({"name": "TransformReward", "func": "lambda r: r / 10"}, r"wrappers\[0\].func='lambda r: r / 10' is no function"),
+        ({"name": "TransformReward", "func": "numpy.tanhh"}, "is no function"),
+        ("Autoreset", "resets environments itself"),
+    ],
+)
+def test_wrappers_that_cannot_be(wrapper: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build("gymnasium", id="CartPole-v1", wrappers=[wrapper])

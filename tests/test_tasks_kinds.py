@@ -42,7 +42,7 @@ def _ray() -> Iterator[None]:
     """Ray starts once for all of its tests, not once for each."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
 
