@@ -42,15 +42,20 @@ def test_a_torch_environment_saves_its_state_and_runs_on_the_device() -> None:
     assert "sac" in told_of["trains"]["with"]
 
 
-def test_an_envpool_environment_resets_in_the_next_step_and_tells_why_it_cannot_be_drawn() -> None:
+def test_an_envpool_environment_resets_in_the_next_step() -> None:
     told_of = told("task=MiniGridMemory")
     assert told_of["spaces"]["action"] == "Discrete(7)"
     assert told_of["episodes"]["time limit"] == "245 steps"
     assert told_of["episodes"]["reset"].startswith("next step")
-    assert told_of["can"]["render"].startswith("no: ")
-    assert "task.render_id" in told_of["can"]["render"]
+    assert told_of["can"]["render"].startswith("yes")
     assert told_of["can"]["save state"].startswith("no")
     assert "sac" not in told_of["trains"]["with"]
+
+
+def test_why_a_task_cannot_be_drawn() -> None:
+    drawn = told("task=FetchReach")["can"]["render"]
+    assert drawn.startswith("no: ")
+    assert "task.render_id" in drawn
 
 
 def test_hidden_numbers_are_the_state() -> None:
