@@ -197,7 +197,7 @@ def _is_pair(result: Any) -> bool:
     return isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
 
 
-def _accepts_seed(function: Any) -> bool:
+def accepts_seed(function: Any) -> bool:
     parameters = inspect.signature(function).parameters
     return "seed" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
@@ -208,7 +208,7 @@ def _drivable(env: Any) -> tuple[Any, int | None]:
     gymnasium's own wrappers cannot drive an environment whose `reset` knows no seed (old gym); they are taken off, and of
     TimeLimit the limit is kept.
     """
-    if not isinstance(env, gymnasium.Wrapper) or _accepts_seed(env.unwrapped.reset):
+    if not isinstance(env, gymnasium.Wrapper) or accepts_seed(env.unwrapped.reset):
         return env, None
     limit = None
     outer = (gymnasium.wrappers.TimeLimit, gymnasium.wrappers.OrderEnforcing, gymnasium.wrappers.PassiveEnvChecker)
@@ -228,7 +228,7 @@ def _seeded_reset(env: Any, seed: int) -> Any:
         env.seed(seed)
         return env.reset()
     inner = env
-    while inner is not None and not _accepts_seed(inner.reset):
+    while inner is not None and not accepts_seed(inner.reset):
         inner = getattr(inner, "env", None)
     if inner is env:
         return env.reset(seed=seed)

@@ -115,7 +115,7 @@ class Team:
         self._alike("action", [env.action_space(name) for name in self.names])
         observation = self._alike("observation", [env.observation_space(name) for name in self.names])
         self._masked = isinstance(observation, spaces.Dict) and "action_mask" in observation.spaces
-        self._seen = observation["observation"] if self._masked else observation
+        self._seen: spaces.Space = observation.spaces["observation"] if self._masked else observation  # type: ignore[attr-defined]  # a Dict
         self.action_space = env.action_space(self.names[0])
         if not isinstance(self.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.Box):
             raise UserError(f"task.id: actions {self.action_space} are none of Discrete, MultiDiscrete, Box")
@@ -172,7 +172,7 @@ class Team:
         if obs is None:  # out
             return np.zeros(self._flat.shape, self._flat.dtype)
         obs = obs["observation"] if self._masked else obs
-        return np.asarray(obs) if isinstance(self._seen, spaces.Box) else spaces.flatten(self._seen, obs)
+        return np.asarray(obs if isinstance(self._seen, spaces.Box) else spaces.flatten(self._seen, obs))
 
     def _mask_of(self, obs: Any) -> np.ndarray:
         return np.ones(int(self.action_space.n), bool) if obs is None else np.asarray(obs["action_mask"], bool)
@@ -188,8 +188,8 @@ class Team:
         for name, space in zip(self.names, found, strict=True):
             if space != found[0]:
                 raise UserError(
-                    f"task.id: one policy for all agents needs equal {what} spaces, and '{self.names[0]}' has {found[0]}, '{name}' {space}: "
-                    "pad them in a module of your own with a parallel_env (supersuit's pad_observations_v0, pad_action_space_v0)"
+                    f"task.id: one policy for all agents needs equal {what} spaces, and '{self.names[0]}' has {found[0]}, '{name}' {space}"
+                    ": pad them in a module of your own with a parallel_env (supersuit's pad_observations_v0, pad_action_space_v0)"
                 )
         return found[0]
 

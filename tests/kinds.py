@@ -6,6 +6,7 @@ episode and the reward is that step. Where it does not, it is given one whose ev
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -78,9 +79,21 @@ def register() -> None:
     for id, options, limit in (("Counts-v0", endless, LENGTH), ("CountsToEnd-v0", {"length": LENGTH}, None)):
         gymnasium.registry.pop(id, None)
         gymnasium.register(id, entry_point=Counter, kwargs=options, max_episode_steps=limit)
+    with contextlib.suppress(ImportError):
+        _register_with_gym()
     ENVS.update(Counter=TorchCounter, Ending=TorchEnding)
     for name in ("Counts-v0", "CountsToEnd-v0"):
         env_configurations.register(name, {"vecenv_type": "RAY", "env_creator": lambda name=name, **_: gymnasium.make(name)})
+
+
+def _register_with_gym() -> None:
+    from tasks.gym_task import _gym
+
+    registry = _gym().envs.registry
+    for name in ("Counts-v0", "CountsToEnd-v0"):
+        spec = gymnasium.registry[name]
+        registry.pop(name, None)
+        _gym().register(name, entry_point=Counter, kwargs=spec.kwargs, max_episode_steps=spec.max_episode_steps)
 
 
 def _gymnasium(vecenv: str) -> Case:
@@ -92,6 +105,15 @@ CASES: dict[str, Case] = {
     "gymnasium": _gymnasium("sync"),
     "gymnasium-async": _gymnasium("async"),
     "gymnasium-ray": _gymnasium("ray"),
+    "gym": Case("gym", {"id": "CartPole-v1"}, {"id": "Counts-v0"}, {"id": "CountsToEnd-v0"}, needs="gym"),
+    "pettingzoo": Case(
+        "pettingzoo",
+        {"id": "mpe2.simple_spread_v3"},
+        {"id": "tests.counting_team", "options": {"cut_off": True}},
+        {"id": "tests.counting_team"},
+        needs="pettingzoo",
+        agents=2,
+    ),
     "envpool": Case("envpool", {"id": "CartPole-v1"}, {"id": "CartPole-v1", "options": {"max_episode_steps": LENGTH}}, counts=False),
     "torch": Case("torch", {"id": "Pendulum"}, {"id": "Counter", "max_episode_steps": LENGTH}, {"id": "Ending"}),
     "torch-quadcopter": Case("torch", {"id": "Quadcopter"}, {"id": "Counter", "max_episode_steps": LENGTH}, {"id": "Ending"}),
