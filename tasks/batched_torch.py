@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 from core.errors import UserError, unknown
-from core.vecenv import Obs, VecEnv, tree_map
+from core.vecenv import Obs, ResetMode, VecEnv, tree_map
 
 
 class BatchedTorch(VecEnv):
@@ -23,7 +23,7 @@ class BatchedTorch(VecEnv):
     a group for it.
     """
 
-    reset_mode = "same_step"
+    reset_mode: ResetMode = "same_step"
     is_torch = True
 
     def __init__(

@@ -27,6 +27,8 @@ GENERIC: dict[str, dict[str, Any]] = {
     "envpool": {"id": "CartPole-v1"},
     "torch": {"id": "CartPole"},
     "warp": {"id": "Ant"},
+    "mjlab": {"id": "Mjlab-Cartpole-Balance"},
+    "brax": {"id": "fast"},
     "from_train": {"env_name": "CartPole-v1", "vecenv": "sync", "num_envs": 2},
 }
 

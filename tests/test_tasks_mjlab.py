@@ -88,7 +88,10 @@ def test_it_trains_with_a_central_value_and_plays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"id": "Mjlab-Cartpole-Balanc"}, r"unknown mjlab task 'Mjlab-Cartpole-Balanc' at task\.id\. Did you mean 'Mjlab-Cartpole-Balance'"),
+        (
+            {"id": "Mjlab-Cartpole-Balanc"},
+            r"unknown mjlab task 'Mjlab-Cartpole-Balanc' at task\.id\. Did you mean 'Mjlab-Cartpole-Balance'",
+        ),
         ({"obs_group": "policy"}, r"unknown observation group 'policy' at task\.obs_group.*Valid: actor, critic"),
         ({"action_bound": 0}, r"task\.action_bound has to be above 0"),
     ],
