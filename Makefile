@@ -1,15 +1,17 @@
 # Two commands: `make train` runs the main job, `make test` passes the tests. Both set up .venv first if it is not there.
 PYTHON ?= python3
 VENV   := .venv
+SIMS   := .venv-sims
 RUN    := runs/first_$(shell date +%H-%M-%S)
 PY     := $(VENV)/bin/python
 
-.PHONY: help setup train test check test-long clean
+.PHONY: help setup train test check test-long test-sims clean
 
 help:
 	@echo "make train      set up, train PPO on CartPole, evaluate it, show where the results lie (about a minute)"
 	@echo "make test       set up, lint, type-check, and run the fast tests"
 	@echo "make test-long  the tests that take minutes"
+	@echo "make test-sims  the tests of MuJoCo Warp, mjlab and Brax, with what they install (gigabytes, minutes)"
 	@echo "make check      lint and types only"
 
 # The constraints pin what was tested together; torch's pin also picks a CPU build where pip finds one.
@@ -37,5 +39,16 @@ test: check
 test-long: setup
 	$(PY) -m pytest -m long
 
+# The simulators that pip brings, in an environment of their own: mjlab wants an older rich than we do.
+$(SIMS)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(SIMS)
+	grep -v '^rich==' constraints.txt > $(SIMS)/constraints.txt
+	$(SIMS)/bin/python -m pip install --quiet --constraint $(SIMS)/constraints.txt torch
+	$(SIMS)/bin/python -m pip install --quiet --constraint $(SIMS)/constraints.txt --editable '.[dev,warp,mjlab,brax]'
+	@touch $@
+
+test-sims: $(SIMS)/.installed
+	$(SIMS)/bin/python -m pytest -m '' tests/test_tasks_warp.py tests/test_tasks_mjlab.py tests/test_tasks_brax.py tests/test_tasks_stand_ins.py tests/test_tasks_contract.py
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(SIMS) .pytest_cache .ruff_cache .mypy_cache

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from core import registry
@@ -55,7 +56,7 @@ def kinds_table() -> Table:
     for kind in registry.tasks:
         missing = registry.needs[kind].missing() if kind in registry.needs else []
         here = f"no: {registry.needs[kind].install}" if missing else "yes"
-        table.add_row(kind, here, _summary(registry.tasks.get(kind)), ", ".join(ready.get(kind, [])))
+        table.add_row(*map(escape, (kind, here, _summary(registry.tasks.get(kind)), ", ".join(ready.get(kind, [])))))
     return table
 
 

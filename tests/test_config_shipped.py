@@ -10,6 +10,7 @@ from core import config, registry
 from experiments import suites
 from tests.config_setup import effective
 
+AGENTS = {"SimpleSpread": 3}  # what only the environment knows: rows for each of its copies
 TRAIN = sorted((config.CONFIG_DIR / "train").glob("*.yaml"))
 
 
@@ -36,7 +37,7 @@ def test_every_tuned_pair(path: Path) -> None:
     else:
         words = (f"task={task if train else 'Hopper'}", "train=PPO", f"tuned={path.stem}")
     params = config.to_params(config.check(effective(*words)))
-    config.check_batch(params)
+    config.check_batch(params, AGENTS.get(task, 1))
     assert path.read_text().startswith("# @package _global_")
 
 

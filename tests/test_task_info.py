@@ -114,11 +114,11 @@ def test_every_yaml_is_listed_under_its_kind() -> None:
 
 def test_a_kind_whose_package_lacks_stands_there_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.tasks._entries, "moon", lambda **_: None)
-    monkeypatch.setitem(registry.needs, "moon", registry.Needs(("no_such_simulator",), "pip install moon"))
+    monkeypatch.setitem(registry.needs, "moon", registry.Needs(("no_such_simulator",), "pip install '.[moon]'"))
     text = io.StringIO()
     Console(file=text, width=200).print(kinds_table())
     row = next(line for line in text.getvalue().splitlines() if " moon " in line)
-    assert "no: pip install moon" in row
+    assert "no: pip install '.[moon]'" in row
     assert next(line for line in text.getvalue().splitlines() if " torch " in line).count("yes") == 1
 
 
