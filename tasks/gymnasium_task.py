@@ -16,12 +16,9 @@ from core.errors import UserError, unknown
 from core.registry import register_task
 from core.vecenv import VecEnv
 from tasks import offscreen
-from tasks.process_vecenv import ProcessVecEnv
-from tasks.ray_vecenv import RayVecEnv
-from tasks.row_vecenv import LocalVecEnv
 from tasks.spaces import normalize_spaces
+from tasks.vecenvs import check_choice, make_vecenv
 
-VECENVS = ("sync", "async", "ray")
 EXTRAS = ("mujoco", "box2d", "toy_text", "classic_control")  # gymnasium's packages that need more than gymnasium
 
 
@@ -39,6 +36,7 @@ def make(
     max_episode_steps: int | None = None,
     num_workers: int | None = None,
     ray_config: dict[str, Any] | None = None,
+    ray_address: str | None = None,
 ) -> VecEnv:
     """N copies of one gymnasium environment, reset in the step in which they end.
 
@@ -50,20 +48,15 @@ def make(
         max_episode_steps: replaces the registered time limit; -1: none.
         num_workers: processes of async or workers of ray; default: one per CPU, at most one per environment.
         ray_config: keyword arguments of ray.init; with vecenv=ray only.
+        ray_address: a Ray cluster that runs already (`ray start`): host:port or auto; with vecenv=ray only.
 
     Raises UserError for an unknown id, wrapper or option, for a package that is not installed and for spaces no policy can use.
     """
-    if vecenv not in VECENVS:
-        raise unknown("vecenv", vecenv, VECENVS, "task.vecenv")
-    if (vecenv == "sync" and num_workers is not None) or (vecenv != "ray" and ray_config):
-        raise UserError(f"task.num_workers and task.ray_config belong to task.vecenv=ray, num_workers also to async; it is '{vecenv}'")
+    check_choice(vecenv, num_workers, ray_config, ray_address)
     maker = GymMaker(find_spec(id), resolve_wrappers(wrappers or []), dict(options or {}), max_episode_steps)
-    if vecenv == "sync":
-        return LocalVecEnv(maker, num_envs, seed, render_mode)
-    maker(0, render_mode).close()  # the mistakes that a user can make show here, before workers start
-    if vecenv == "async":
-        return ProcessVecEnv(maker, num_envs, seed, render_mode, num_workers)
-    return RayVecEnv(maker, num_envs, seed, render_mode, num_workers, ray_config)
+    return make_vecenv(
+        maker, num_envs, seed, render_mode, vecenv=vecenv, num_workers=num_workers, ray_config=ray_config, ray_address=ray_address
+    )
 
 
 @dataclasses.dataclass
@@ -93,12 +86,7 @@ class GymMaker:
             raise
         except gymnasium.error.Error as error:
             raise UserError(f"task.id '{self.spec.id}': {error}") from error
-        for position, (wrapper, arguments) in enumerate(self.wrappers):
-            try:
-                env = wrapper(env, **arguments)
-            except (TypeError, ValueError, AssertionError) as error:
-                raise UserError(f"task.wrappers[{position}] {wrapper.__name__}({arguments}): {error}") from error
-        return normalize_spaces(env)
+        return normalize_spaces(apply_wrappers(env, self.wrappers))
 
 
 def find_spec(id: str | None, where: str = "task.id") -> EnvSpec:
@@ -139,6 +127,16 @@ def resolve_wrappers(entries: list[dict[str, Any] | str]) -> list[tuple[Any, dic
             raise UserError(f"{where} has no name. Example: {{name: FrameStackObservation, stack_size: 4}}")
         resolved.append((_wrapper_class(name, where), arguments))
     return resolved
+
+
+def apply_wrappers(env: gymnasium.Env, wrappers: list[tuple[Any, dict[str, Any]]]) -> gymnasium.Env:
+    """`env` in the wrappers that `resolve_wrappers` found, the first innermost. Raises UserError naming the one that refuses."""
+    for position, (wrapper, arguments) in enumerate(wrappers):
+        try:
+            env = wrapper(env, **arguments)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise UserError(f"task.wrappers[{position}] {wrapper.__name__}({arguments}): {error}") from error
+    return env
 
 
 def _wrapper_class(name: str, where: str) -> Any:

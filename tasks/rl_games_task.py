@@ -15,7 +15,7 @@ from core.errors import UserError, unknown
 from core.registry import register_task
 from core.vecenv import Obs, VecEnv, tree_map
 from tasks import envpool_task
-from tasks.ray_vecenv import RayVecEnv
+from tasks.ray_vecenv import RayVecEnv, with_address
 from tasks.row_vecenv import LocalVecEnv
 from tasks.spaces import float_obs, float_space
 
@@ -34,6 +34,7 @@ def make(
     env_config: dict[str, Any] | None = None,
     vecenv: str = "ray",
     num_workers: int | None = None,
+    ray_address: str | None = None,
 ) -> VecEnv:
     """An environment of rl_games' own registry, also one registered at run time with `env_configurations.register`.
 
@@ -45,6 +46,7 @@ def make(
         env_config: keyword arguments of its creator; for RAY also `seed` and `ray_config`, as in rl_games.
         vecenv: ray, or sync to step a RAY environment in this process.
         num_workers: Ray workers; default: one per CPU.
+        ray_address: a Ray cluster that runs already (`ray start`): host:port or auto; for RAY with vecenv=ray.
 
     Raises UserError for an unknown name or vecenv type, and with the creator's own traceback where it raises.
     """
@@ -59,10 +61,12 @@ def make(
     config_seed = config.pop("seed", None)
     seed = config_seed if config_seed is not None else seed
     vecenv_type = configurations[env_name]["vecenv_type"]
+    if ray_address and (vecenv_type, vecenv) != ("RAY", "ray"):
+        raise UserError(f"task.ray_address belongs to RAY environments with task.vecenv=ray; here it is {vecenv_type} with '{vecenv}'")
     if vecenv_type == "ENVPOOL":
         return _envpool(num_envs, seed, device, render_mode, config)
     if vecenv_type == "RAY":
-        ray_config = config.pop("ray_config", None)
+        ray_config = with_address(config.pop("ray_config", None), ray_address)
         maker = CreatorMaker(configurations[env_name]["env_creator"], config)
         if vecenv == "sync":
             return LocalVecEnv(maker, num_envs, seed, render_mode)
