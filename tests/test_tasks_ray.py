@@ -100,7 +100,7 @@ def test_a_worker_that_dies() -> None:
     env = build("CartPole-v1")
     env.reset()
     os.kill(env.worker_ids()[1], signal.SIGKILL)
-    with pytest.raises(UserError, match=r"Ray worker 1 \(environment 2\) died in step"):
+    with pytest.raises(UserError, match=r"Ray worker 1 \(environment 2\) died in step: .* It was on node [\d.]+ \(\w{8}\)$"):
         collections.deque((env.step(np.zeros(3, int)) for _ in range(100)), maxlen=0)  # Ray needs a moment to notice
     env.close()
     env.close()
@@ -138,6 +138,62 @@ def test_a_called_worker_that_raises_or_dies(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UserError, match=r"Ray worker 1 \(environment 2\) died in reset"):
         collections.deque((env.reset() for _ in range(100)), maxlen=0)
     env.close()
+
+
+def test_a_called_worker_is_asked_once_a_step_for_all_its_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_vecenv, "_listen", lambda backlog: None)
+    env = build("CartPole-v1", num_envs=6)
+    env.reset()
+    ray, answers = env._ray, []
+
+    class Counting:
+        exceptions = ray.exceptions
+
+        def get(self, pending: Any, timeout: float) -> Any:
+            answers.append(ray.get(pending, timeout=timeout))
+            return answers[-1]
+
+    for link in env._links:
+        link._ray = Counting()
+    obs = env.step(np.zeros(6, int))[0]
+    assert [arrays["obs"].shape for _, arrays in answers] == [(3, 1, 4)] * 2
+    assert (obs == np.concatenate([arrays["obs"][:, 0] for _, arrays in answers])).all()
+    for link in env._links:
+        link._ray = ray
+    env.close()
+
+
+def test_every_node_gets_workers_by_its_cpus() -> None:
+    def node(name: str, cpus: float | None) -> dict[str, Any]:
+        return {"NodeID": name, "Resources": {} if cpus is None else {"CPU": cpus}}
+
+    def names(nodes: list[dict[str, Any]], workers: int) -> str:
+        return "".join(node["NodeID"] for node in ray_vecenv.shares(nodes, workers))
+
+    learner, small, large = node("h", None), node("s", 2.0), node("l", 6.0)
+    assert names([learner, small, large], 8) == "ssllllll"
+    assert names([learner, small, large], 4) == "slll"
+    assert names([small, node("t", 2.0)], 3) == "sst"  # the first, which is the learner's own, before others
+    assert names([learner, node("i", 0.0)], 2) == "hi"
+
+
+def test_an_address_is_handed_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`task.ray_address` is `address` of `task.ray_config`, and both may say the same."""
+    seen: list[Any] = []
+
+    def start(config: Any, place: str) -> Any:
+        seen.append((config, place))
+        raise UserError("enough")
+
+    monkeypatch.setattr(ray_local, "start", start)
+    for given in ({}, {"ray_config": {"address": "head:1"}}, {"ray_config": {"namespace": "mine"}}):
+        with pytest.raises(UserError, match="enough"):
+            build("CartPole-v1", ray_address="head:1", **given)
+    assert seen == [
+        ({"address": "head:1"}, "task.ray_address"),
+        ({"address": "head:1"}, "task.ray_address"),
+        ({"address": "head:1", "namespace": "mine"}, "task.ray_config"),
+    ]
 
 
 def test_a_socket_that_no_worker_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +262,14 @@ def test_mistakes() -> None:
         build("CartPole-v1", num_workers=4)
     with pytest.raises(UserError, match=r"task\.options"):
         build("CartPole-v1", options={"gravty": 1})
+    with pytest.raises(UserError, match=r"task.ray_address is 'head:1' and task.ray_config.address 'head:2'"):
+        build("CartPole-v1", ray_address="head:1", ray_config={"address": "head:2"})
+    with pytest.raises(UserError, match=r"task.ray_address is 'head'. Valid: host:port, or auto"):
+        build("CartPole-v1", ray_address="head")
+    with pytest.raises(UserError, match=r"task.ray_address.* belong to task.vecenv=ray"):
+        gymnasium_task.make(num_envs=2, seed=0, device="cpu", id="CartPole-v1", vecenv="async", ray_address="head:1")
+    with pytest.raises(UserError, match=r"task.ray_address belongs to RAY environments with task.vecenv=ray; here it is RAY with 'sync'"):
+        rl_games_task.make(num_envs=2, seed=0, device="cpu", env_name="CartPole-v1", vecenv="sync", ray_address="head:1")
     lock = threading.Lock()
     gymnasium.registry.pop("Locked-v0", None)
     gymnasium.register("Locked-v0", entry_point=lambda **kwargs: (lock, gymnasium.make("CartPole-v1"))[1])
