@@ -26,6 +26,8 @@ GENERIC: dict[str, dict[str, Any]] = {
     "gymnasium": {"id": "CartPole-v1"},
     "envpool": {"id": "CartPole-v1"},
     "torch": {"id": "CartPole"},
+    "gym": {"id": "CartPole-v1"},
+    "pettingzoo": {"id": "mpe2.simple_spread_v3"},
     "warp": {"id": "Ant"},
     "mjlab": {"id": "Mjlab-Cartpole-Balance"},
     "brax": {"id": "fast"},
@@ -100,9 +102,9 @@ def test_every_yaml_builds_and_steps(path: Path) -> None:
             obs, rewards, dones, infos = env.step(actions_for(env, np.random.default_rng(0)))
         obs = obs["obs"] if isinstance(obs, dict) else obs  # beside the whole vector, where some of it is hidden
         assert shape is not None
-        assert tuple(obs.shape) == (2, *shape)
+        assert tuple(obs.shape) == (2 * env.num_agents, *shape)
         assert str(obs.dtype).endswith(str(env.observation_space.dtype))
-        assert rewards.shape == dones.shape == infos["time_outs"].shape == (2,)
+        assert rewards.shape == dones.shape == infos["time_outs"].shape == (2 * env.num_agents,)
         assert str(rewards.dtype).endswith("float32")
         assert str(dones.dtype).endswith("bool")
         assert ("terminal_obs" in infos) == (env.reset_mode == "same_step")
