@@ -38,10 +38,18 @@ ROWS: dict[str, tuple[str, ...]] = {
     "gymnasium": ("task=gymnasium", "task.id=HalfCheetah-v5", "num_envs=64"),
     "gymnasium-async": ("task=gymnasium", "task.id=HalfCheetah-v5", "num_envs=64", "task.vecenv=async"),
     "gymnasium-ray": ("task=gymnasium", "task.id=HalfCheetah-v5", "num_envs=64", "task.vecenv=ray"),
+    "gym": ("task=gym", "task.id=CartPole-v1", "num_envs=64"),
     "envpool": ("task=HalfCheetah", "num_envs=64"),
     "envpool-atari": ("task=Pong",),
+    "masked": ("task=ConnectFour", "num_envs=64", "train.params.config.use_action_masks=true"),
+    "goal": ("task=FetchReach", "num_envs=16"),
     "torch": ("task=TorchCartPole", "num_envs=4096"),
+    "torch-quadcopter": ("task=TorchQuadcopter", "num_envs=4096"),
+    "pettingzoo": ("task=SimpleSpread", "num_envs=32"),
     "rl_games": ("task=from_train", "task.env_name=CartPole-v1", "task.vecenv=sync", "num_envs=64"),
+    "warp": ("task=WarpAnt", "num_envs=64"),
+    "mjlab": ("task=mjlab", "task.id=Mjlab-Cartpole-Balance", "num_envs=64"),
+    "brax": ("task=BraxAnt", "num_envs=64"),
 }
 SETTING = (  # of the training: the same for all, so that the environments make the difference
     "train=PPO",
