@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,9 @@ def make(
     Raises UserError for an unknown id, backend or option, and for a device that JAX does not see.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take three quarters of the GPU from torch
-    from brax import envs
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Brax says of itself, and of what it imports, that it is no longer worked on
+        from brax import envs
 
     if id not in envs._envs:
         raise unknown("brax environment", str(id), envs._envs, "task.id")
@@ -115,9 +118,11 @@ def make(
         raise UserError("brax environments are not filmed here: leave video and record out")
     keywords = {**(options or {}), **({} if backend is None else {"backend": backend})}
     try:
-        env = envs.create(
-            id, episode_length=max_episode_steps, action_repeat=action_repeat, auto_reset=False, batch_size=num_envs, **keywords
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            env = envs.create(
+                id, episode_length=max_episode_steps, action_repeat=action_repeat, auto_reset=False, batch_size=num_envs, **keywords
+            )
     except (TypeError, ValueError) as error:
         raise UserError(f"task.options: brax refuses {keywords} for '{id}': {error}") from error
     entropy = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
