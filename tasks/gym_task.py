@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
 import inspect
+import io
 import warnings
 from typing import Any
 
@@ -14,7 +16,6 @@ import numpy as np
 from gymnasium import spaces
 
 from core.errors import UserError
-from core.quiet import quiet
 from core.registry import register_task
 from core.vecenv import VecEnv
 from tasks import offscreen
@@ -26,7 +27,7 @@ from tasks.vecenvs import check_choice, make_vecenv
 
 def _gym() -> Any:
     """The package. It prints at import that nobody maintains it, and that NumPy 2 is not for it: that is known to whoever asks for it."""
-    with quiet(), warnings.catch_warnings():
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module("gym")
 
