@@ -101,7 +101,7 @@ class WarpVecEnv(VecEnv):
         data = self.data
         data.step(actions)
         terminal = self._observe()
-        rewards = self.reward(data, actions, self._before).to(torch.float32)
+        rewards = self.reward(data, actions, self._before).to(torch.float32, copy=True)  # it may be a view of what a reset writes into
         terminated = self.terminated(data)
         steps = self.steps + 1
         truncated = steps >= self.max_episode_steps

@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import pytest
 import torch
 from gymnasium import spaces
 
@@ -28,7 +29,7 @@ class Case:
     Args:
         kind: the name that it is registered under.
         random: options of an environment that draws its first states, for the seeds.
-        cut_off: options of an environment whose every episode is truncated after LENGTH steps.
+        cut_off: options of an environment whose every episode is truncated after LENGTH steps; {}: the kind has none.
         ends: of one that terminates after LENGTH steps; None: the kind has none.
         counts: whether these two count, see above.
         needs: a package without which the tests are skipped.
@@ -81,9 +82,43 @@ def register() -> None:
         gymnasium.register(id, entry_point=Counter, kwargs=options, max_episode_steps=limit)
     with contextlib.suppress(ImportError):
         _register_with_gym()
+    with contextlib.suppress(ImportError):
+        _register_with_warp()
     ENVS.update(Counter=TorchCounter, Ending=TorchEnding)
     for name in ("Counts-v0", "CountsToEnd-v0"):
         env_configurations.register(name, {"vecenv_type": "RAY", "env_creator": lambda name=name, **_: gymnasium.make(name)})
+
+
+def _register_with_warp() -> None:
+    """A body that slides without friction, one metre a step, too heavy for the action to push: its position counts."""
+    from tasks.warp_envs import register_warp
+    from tasks.warp_vecenv import WarpVecEnv
+
+    class Slides(WarpVecEnv):
+        mjcf = """<mujoco><option timestep="0.01" gravity="0 0 0" integrator="Euler"/>
+          <worldbody><body> <joint name="slide" type="slide" axis="1 0 0"/> <geom type="sphere" size=".1" mass="1e6"/> </body></worldbody>
+          <actuator> <motor joint="slide" gear="1" ctrlrange="-1 1"/> </actuator></mujoco>"""
+        frame_skip = 1
+        time_limit = 1000
+        ends_at = 1000.0
+
+        def observe(self, data: Any) -> torch.Tensor:
+            return data.qpos
+
+        def reward(self, data: Any, actions: torch.Tensor, before: Any) -> torch.Tensor:
+            return data.qpos[:, 0]
+
+        def terminated(self, data: Any) -> torch.Tensor:
+            return data.qpos[:, 0] >= self.ends_at - 0.5
+
+        def initial(self) -> tuple[torch.Tensor, torch.Tensor]:
+            return 0.0 * self.uniform(1), 0.0 * self.uniform(1) + 100.0  # 100 m/s over steps of 0.01 s
+
+    class SlidesToEnd(Slides):
+        ends_at = float(LENGTH)
+
+    register_warp("Slides")(Slides)
+    register_warp("SlidesToEnd")(SlidesToEnd)
 
 
 def _register_with_gym() -> None:
@@ -117,6 +152,25 @@ CASES: dict[str, Case] = {
     "envpool": Case("envpool", {"id": "CartPole-v1"}, {"id": "CartPole-v1", "options": {"max_episode_steps": LENGTH}}, counts=False),
     "torch": Case("torch", {"id": "Pendulum"}, {"id": "Counter", "max_episode_steps": LENGTH}, {"id": "Ending"}),
     "torch-quadcopter": Case("torch", {"id": "Quadcopter"}, {"id": "Counter", "max_episode_steps": LENGTH}, {"id": "Ending"}),
+    "warp": Case(
+        "warp",
+        {"id": "Ant"},
+        {"id": "Slides", "max_episode_steps": LENGTH},
+        {"id": "SlidesToEnd"},
+        needs="mujoco_warp",
+        marks=(pytest.mark.long,),
+    ),
+    "brax": Case(
+        "brax",
+        {"id": "inverted_pendulum", "backend": "generalized"},
+        {},  # none that always lives as long: tests/test_tasks_brax.py has its time-outs
+        needs="brax",
+        marks=(
+            pytest.mark.long,
+            pytest.mark.timeout(900),
+            pytest.mark.filterwarnings("ignore:Accessing `.*` directly from `.*` is deprecated:DeprecationWarning"),
+        ),
+    ),
     "rl_games": Case(
         "rl_games",
         {"env_name": "CartPole-v1", "vecenv": "sync"},

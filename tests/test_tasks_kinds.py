@@ -27,7 +27,7 @@ ENDINGS = [
     pytest.param(case, cut_off, id=f"{name}-{'time_out' if cut_off else 'termination'}", marks=case.marks)
     for name, case in CASES.items()
     for cut_off in (True, False)
-    if cut_off or case.ends is not None
+    if (case.cut_off if cut_off else case.ends)
 ]
 
 
