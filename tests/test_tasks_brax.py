@@ -14,13 +14,7 @@ from tasks.brax_task import make
 from tests.command import SMALL, command
 
 pytest.importorskip("brax")
-pytestmark = [
-    pytest.mark.long,  # each environment is compiled for half a minute or more
-    pytest.mark.timeout(900),
-    pytest.mark.filterwarnings("ignore:Brax System, piplines and environments are not actively being maintained:UserWarning"),
-    pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning"),  # Brax imports it
-    pytest.mark.filterwarnings("ignore:Accessing `.*` directly from `.*` is deprecated:DeprecationWarning"),  # Brax does, of MJX
-]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]  # each environment is compiled for half a minute or more
 
 PENDULUM = "inverted_pendulum"
 
