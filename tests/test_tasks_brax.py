@@ -46,6 +46,12 @@ def test_time_outs_and_terminal_obs(short: Any) -> None:
     assert not short.step(torch.zeros(4, 1))[2].any()
 
 
+def test_arrays_are_shared_and_not_sent(short: Any) -> None:
+    short.reset()
+    array = short._state.obs
+    assert short._given(array).data_ptr() == array.unsafe_buffer_pointer()
+
+
 def test_what_was_returned_stays_as_it_was(short: Any) -> None:
     short.reset()
     obs, rewards, dones, infos = short.step(torch.ones(4, 1))
