@@ -85,6 +85,29 @@ def bounded(space: Any, bound: float) -> spaces.Space:
     return spaces.Box(np.where(np.isfinite(low), low, -bound), np.where(np.isfinite(high), high, bound), dtype=np.float32)
 
 
+def configure(cfg: Any, values: Mapping[str, Any]) -> None:
+    """Writes into a simulator's configuration of nested objects and mappings: {"sim.dt": 0.01, "commands.motion.motion_file": "walk.npz"}.
+
+    Raises UserError for a path that is not there, naming the nearest that is at that place."""
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        place = cfg
+        for name in parents:
+            place = _members(place, name, path)[name]
+        _members(place, last, path)
+        if isinstance(place, dict):
+            place[last] = value
+        else:
+            setattr(place, last, value)
+
+
+def _members(place: Any, name: str, path: str) -> Mapping[str, Any]:
+    members = place if isinstance(place, Mapping) else vars(place)
+    if name not in members:
+        raise unknown("name", name, (str(key) for key in members if not str(key).startswith("_")), f"task.cfg, '{path}'")
+    return members
+
+
 def space_of(obs: Any) -> spaces.Space:
     """The space of one environment, of observations (N, ...): unbounded floats, or bytes."""
     if isinstance(obs, dict):

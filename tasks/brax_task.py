@@ -21,7 +21,8 @@ BACKENDS = ("generalized", "positional", "spring", "mjx")
 class BraxVecEnv(BatchedTorch):
     """A Brax environment behind our contract: one compiled function steps, tells what episodes ended in, and begins the next ones.
 
-    Arrays go from JAX to torch and back through DLPack, without a copy and without leaving the device.
+    Arrays go from JAX to torch and back through DLPack, without leaving the device. What is handed on is a copy there: JAX's own arrays
+    must not change, and torch might write into them.
     """
 
     def __init__(self, env: Any, num_envs: int, seed: int, device: str, resets: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from core.errors import UserError, unknown
 from core.registry import register_task
 from core.vecenv import Obs, VecEnv
-from tasks.batched_torch import BatchedTorch, where_done
+from tasks.batched_torch import BatchedTorch, configure, where_done
 
 INSTALL = "see https://isaac-sim.github.io/IsaacLab/main/source/setup/installation (into this project's environment)"
 FIRST = (
@@ -88,6 +88,7 @@ def make(
     obs_group: str = "policy",
     state_group: str | None = "critic",
     terminal_obs: bool = True,
+    cfg: dict[str, Any] | None = None,
 ) -> VecEnv:
     """N environments of Isaac Lab. Starts Isaac Sim before anything of it is imported. Untested on the real one.
 
@@ -97,8 +98,9 @@ def make(
         action_bound: a manager-based environment's actions have no limits; the policy's [-1, 1] becomes +-action_bound.
         obs_group, state_group: the policy's group of observations, and a central value's.
         terminal_obs: see IsaacLabVecEnv; with false, train.params.config.bootstrap_from=current_obs has to be set.
+        cfg: values in the task's configuration by their paths, e.g. {sim.dt: 0.01}.
 
-    Raises UserError for an unknown id or group.
+    Raises UserError for an unknown id, group or path.
     """
     launch(device, headless, enable_cameras or render_mode is not None)
     import gymnasium
@@ -108,10 +110,11 @@ def make(
     valid = [name for name, spec in gymnasium.registry.items() if "env_cfg_entry_point" in spec.kwargs]
     if id not in valid:
         raise unknown("Isaac Lab task", str(id), valid, "task.id")
-    cfg = parse_env_cfg(id, device=device, num_envs=num_envs)
-    cfg.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
-    env = gymnasium.make(id, cfg=cfg, render_mode=render_mode, disable_env_checker=True)
-    return IsaacLabVecEnv(env, cfg.seed, action_bound, obs_group, state_group, terminal_obs)
+    own = parse_env_cfg(id, device=device, num_envs=num_envs)
+    configure(own, cfg or {})
+    own.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+    env = gymnasium.make(id, cfg=own, render_mode=render_mode, disable_env_checker=True)
+    return IsaacLabVecEnv(env, own.seed, action_bound, obs_group, state_group, terminal_obs)
 
 
 def launch(device: str, headless: bool, enable_cameras: bool) -> None:

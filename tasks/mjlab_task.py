@@ -13,7 +13,7 @@ from core.errors import UserError, unknown
 from core.registry import register_task
 from core.vecenv import Obs, VecEnv
 from tasks import offscreen
-from tasks.batched_torch import BatchedTorch, where_done
+from tasks.batched_torch import BatchedTorch, configure, where_done
 
 # mjlab's viewer wants rich below 15, which constraints.txt pins above
 INSTALL = "pip install 'rich<15' --editable '.[mjlab]'"
@@ -73,6 +73,7 @@ def make(
     obs_group: str = "actor",
     state_group: str | None = "critic",
     terminal_obs: bool = True,
+    cfg: dict[str, Any] | None = None,
 ) -> VecEnv:
     """N worlds of an mjlab task.
 
@@ -83,8 +84,9 @@ def make(
         action_bound: mjlab's actions have no limits; the policy's [-1, 1] becomes +-action_bound.
         obs_group, state_group: the policy's group of observations, and a central value's.
         terminal_obs: see MjlabVecEnv; with false, train.params.config.bootstrap_from=current_obs has to be set.
+        cfg: values in the task's configuration by their paths, e.g. {commands.motion.motion_file: walk.npz}.
 
-    Raises UserError for an unknown id or group.
+    Raises UserError for an unknown id, group or path, and for a file that the task lacks.
     """
     if render_mode is not None:
         offscreen.prepare(needs_mujoco=True)  # before mujoco is imported
@@ -96,14 +98,15 @@ def make(
     if id not in list_tasks():
         raise unknown("mjlab task", str(id), list_tasks(), "task.id")
     warp.config.log_level = warp.LOG_WARNING  # not a line per kernel
-    cfg = load_env_cfg(id, play=play)
-    cfg.scene.num_envs, cfg.auto_reset = num_envs, not terminal_obs
-    cfg.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+    own = load_env_cfg(id, play=play)
+    configure(own, cfg or {})
+    own.scene.num_envs, own.auto_reset = num_envs, not terminal_obs
+    own.seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
     if episode_length_s is not None:
-        cfg.episode_length_s = episode_length_s
+        own.episode_length_s = episode_length_s
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # a page of tables
-            env = ManagerBasedRlEnv(cfg, device=device, render_mode=render_mode)
+            env = ManagerBasedRlEnv(own, device=device, render_mode=render_mode)
     except FileNotFoundError as error:
-        raise UserError(f"task.id '{id}' lacks a file: {error}") from error
+        raise UserError(f"task.id '{id}' lacks a file: {error}. Give it by its path in the configuration, task.cfg") from error
     return MjlabVecEnv(env, action_bound, obs_group, state_group, terminal_obs)

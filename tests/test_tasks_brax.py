@@ -14,13 +14,7 @@ from tasks.brax_task import make
 from tests.command import SMALL, command
 
 pytest.importorskip("brax")
-pytestmark = [
-    pytest.mark.long,  # each environment is compiled for half a minute or more
-    pytest.mark.timeout(900),
-    pytest.mark.filterwarnings("ignore:Brax System, piplines and environments are not actively being maintained:UserWarning"),
-    pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning"),  # Brax imports it
-    pytest.mark.filterwarnings("ignore:Accessing `.*` directly from `.*` is deprecated:DeprecationWarning"),  # Brax does, of MJX
-]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]  # each environment is compiled for half a minute or more
 
 PENDULUM = "inverted_pendulum"
 
@@ -50,6 +44,12 @@ def test_time_outs_and_terminal_obs(short: Any) -> None:
     assert (rewards.dtype, dones.dtype, obs.dtype) == (torch.float32, torch.bool, torch.float32)
     assert rewards.tolist() == [1.0] * 4
     assert not short.step(torch.zeros(4, 1))[2].any()
+
+
+def test_arrays_are_shared_and_not_sent(short: Any) -> None:
+    short.reset()
+    array = short._state.obs
+    assert short._given(array).data_ptr() == array.unsafe_buffer_pointer()
 
 
 def test_what_was_returned_stays_as_it_was(short: Any) -> None:

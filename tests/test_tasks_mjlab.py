@@ -85,6 +85,16 @@ def test_it_trains_with_a_central_value_and_plays(tmp_path: Path) -> None:
     assert played["length"]["mean"] == 10.0
 
 
+def test_a_robot_whose_critic_sees_more() -> None:
+    env = build(2, id="Mjlab-Velocity-Flat-Unitree-Go1", cfg={"decimation": 2})
+    assert (env.observation_space.shape, env.state_space.shape, env.action_space.shape) == ((48,), (72,), (12,))
+    assert env._env.cfg.decimation == 2
+    env.reset()
+    obs, rewards, *_ = env.step(torch.zeros(2, 12))
+    assert torch.isfinite(obs["states"]).all()
+    assert torch.isfinite(rewards).all()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -93,6 +103,8 @@ def test_it_trains_with_a_central_value_and_plays(tmp_path: Path) -> None:
             r"unknown mjlab task 'Mjlab-Cartpole-Balanc' at task\.id\. Did you mean 'Mjlab-Cartpole-Balance'",
         ),
         ({"obs_group": "policy"}, r"unknown observation group 'policy' at task\.obs_group.*Valid: actor, critic"),
+        ({"cfg": {"sim.mujoco.timestp": 0.01}}, r"unknown name 'timestp' at task\.cfg, 'sim\.mujoco\.timestp'\. Did you mean 'timestep'"),
+        ({"id": "Mjlab-Tracking-Flat-Unitree-G1"}, r"'Mjlab-Tracking-Flat-Unitree-G1' lacks a file.*task\.cfg"),
         ({"action_bound": 0}, r"task\.action_bound has to be above 0"),
     ],
 )

@@ -131,6 +131,15 @@ def test_isaac_lab_groups_bounds_and_seed() -> None:
     assert other.reset().shape == (3, 3)
 
 
+def test_values_of_the_tasks_configuration_by_their_paths() -> None:
+    env = lab(cfg={"limit": 2, "scene.num_envs": 5})
+    env.reset()
+    env.step(torch.zeros(5, 1))
+    assert env.step(torch.zeros(5, 1))[3]["time_outs"].tolist() == [True] * 5
+    with pytest.raises(UserError, match=r"unknown name 'num_env' at task\.cfg, 'scene\.num_env'\. Did you mean 'num_envs'"):
+        lab(cfg={"scene.num_env": 5})
+
+
 def test_isaac_sim_is_started_once_and_first() -> None:
     lab(render_mode="rgb_array")
     lab()
