@@ -168,7 +168,6 @@ CASES: dict[str, Case] = {
         marks=(
             pytest.mark.long,
             pytest.mark.timeout(900),
-            pytest.mark.filterwarnings("ignore:Accessing `.*` directly from `.*` is deprecated:DeprecationWarning"),
         ),
     ),
     "rl_games": Case(

@@ -77,7 +77,6 @@ def read(path: Path) -> dict[str, Any]:
 # ---- every YAML ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:Accessing `.*` directly from `.*` is deprecated:DeprecationWarning")  # Brax does, of MJX
 @pytest.mark.parametrize("path", sorted(CFG.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_yaml_builds_and_steps(path: Path) -> None:
     task = {**read(path), **GENERIC.get(path.stem, {})}
