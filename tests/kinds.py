@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -17,9 +19,7 @@ import torch
 from gymnasium import spaces
 
 from tasks.torch_vecenv import ENVS, TorchVecEnv
-from tests.task_envs import Counter
-
-LENGTH = 5  # steps of an episode that is cut off, or that ends
+from tests.task_envs import LENGTH, Counter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Case:
         counts: whether these two count, see above.
         needs: a package without which the tests are skipped.
         agents: rows for each environment.
+        register: makes the kind's own environments known, where that imports what other kinds do without.
         marks: of pytest, for kinds that are slow.
     """
 
@@ -44,6 +45,7 @@ class Case:
     counts: bool = True
     needs: str | None = None
     agents: int = 1
+    register: Callable[[], None] | None = None
     marks: tuple[Any, ...] = ()
 
 
@@ -73,7 +75,7 @@ class TorchEnding(TorchCounter):
 
 
 def register() -> None:
-    """Makes the cases' own environments known."""
+    """Makes the cases' own environments known, but for those of `Case.register`."""
     from rl_games.common import env_configurations
 
     endless = {"length": 1000}
@@ -82,13 +84,12 @@ def register() -> None:
         gymnasium.register(id, entry_point=Counter, kwargs=options, max_episode_steps=limit)
     with contextlib.suppress(ImportError):
         _register_with_gym()
-    with contextlib.suppress(ImportError):
-        _register_with_warp()
     ENVS.update(Counter=TorchCounter, Ending=TorchEnding)
     for name in ("Counts-v0", "CountsToEnd-v0"):
         env_configurations.register(name, {"vecenv_type": "RAY", "env_creator": lambda name=name, **_: gymnasium.make(name)})
 
 
+@functools.cache
 def _register_with_warp() -> None:
     """A body that slides without friction, one metre a step, too heavy for the action to push: its position counts."""
     from tasks.warp_envs import register_warp
@@ -121,6 +122,56 @@ def _register_with_warp() -> None:
     register_warp("SlidesToEnd")(SlidesToEnd)
 
 
+@functools.cache
+def _register_with_brax() -> None:
+    import jax.numpy as jnp
+    from brax import envs
+
+    class Counts(envs.Env):
+        """No physics: the observation is the step of the episode, and so is the reward."""
+
+        observation_size, action_size, backend = 1, 1, "generalized"
+
+        def __init__(self, ends_at: int = 1000) -> None:
+            self.ends_at = ends_at
+
+        def reset(self, rng: Any) -> Any:
+            return envs.State(None, obs=jnp.zeros(1), reward=jnp.zeros(()), done=jnp.zeros(()))
+
+        def step(self, state: Any, action: Any) -> Any:
+            obs = state.obs + 1
+            return state.replace(obs=obs, reward=obs[0], done=(obs[0] >= self.ends_at).astype(jnp.float32))
+
+    envs.register_environment("counts", Counts)
+
+
+@functools.cache
+def _register_with_mjlab() -> None:
+    """mjlab's cart-pole, whose terms count: what is observed and paid is the step of the episode."""
+    from mjlab.managers.observation_manager import ObservationGroupCfg, ObservationTermCfg
+    from mjlab.managers.reward_manager import RewardTermCfg
+    from mjlab.managers.termination_manager import TerminationTermCfg
+    from mjlab.tasks.registry import load_env_cfg, register_mjlab_task
+
+    def step(env: Any) -> torch.Tensor:
+        return env.episode_length_buf[:, None].float()
+
+    def paid(env: Any) -> torch.Tensor:
+        return env.episode_length_buf.float()
+
+    def ended(env: Any) -> torch.Tensor:
+        return env.episode_length_buf >= LENGTH
+
+    for id, ends in (("Counts", False), ("CountsToEnd", True)):
+        cfg = load_env_cfg("Mjlab-Cartpole-Balance")
+        cfg.observations = {"actor": ObservationGroupCfg({"step": ObservationTermCfg(func=step)})}
+        cfg.rewards = {"step": RewardTermCfg(func=paid, weight=1.0)}
+        cfg.scale_rewards_by_dt = False
+        if ends:
+            cfg.terminations["ended"] = TerminationTermCfg(func=ended)
+        register_mjlab_task(id, cfg, cfg, None)
+
+
 def _register_with_gym() -> None:
     from tasks.gym_task import _gym
 
@@ -136,6 +187,7 @@ def _gymnasium(vecenv: str) -> Case:
     return Case("gymnasium", {"id": "CartPole-v1", **own}, {"id": "Counts-v0", **own}, {"id": "CountsToEnd-v0", **own})
 
 
+SLOW = (pytest.mark.long, pytest.mark.timeout(900))  # what they compile, they compile where no test ran before
 CASES: dict[str, Case] = {
     "gymnasium": _gymnasium("sync"),
     "gymnasium-async": _gymnasium("async"),
@@ -158,18 +210,31 @@ CASES: dict[str, Case] = {
         {"id": "Slides", "max_episode_steps": LENGTH},
         {"id": "SlidesToEnd"},
         needs="mujoco_warp",
-        marks=(pytest.mark.long,),
+        register=_register_with_warp,
+        marks=SLOW,
+    ),
+    "mjlab": Case(
+        "mjlab",
+        {"id": "Mjlab-Cartpole-Swingup"},
+        {"id": "Counts", "episode_length_s": 0.05 * LENGTH},  # a step is 0.05 s
+        {"id": "CountsToEnd"},
+        needs="mjlab",
+        register=_register_with_mjlab,
+        marks=SLOW,
     ),
     "brax": Case(
         "brax",
         {"id": "inverted_pendulum", "backend": "generalized"},
-        {},  # none that always lives as long: tests/test_tasks_brax.py has its time-outs
+        {"id": "counts", "max_episode_steps": LENGTH},
+        {"id": "counts", "options": {"ends_at": LENGTH}},
         needs="brax",
-        marks=(
-            pytest.mark.long,
-            pytest.mark.timeout(900),
-        ),
+        register=_register_with_brax,
+        marks=SLOW,
     ),
+    # these three on stand-ins, tests/sim_stand_ins.py
+    "isaaclab": Case("isaaclab", {"id": "Isaac-Drawn-v0"}, {"id": "Isaac-Steps-v0"}, {"id": "Isaac-StepsToEnd-v0"}),
+    "maniskill": Case("maniskill", {"id": "Drawn-v1"}, {"id": "Steps-v1"}, {"id": "StepsToEnd-v1"}),
+    "isaacgymenvs": Case("isaacgymenvs", {"id": "Drawn"}, {"id": "Steps"}, {"id": "StepsToEnd"}),
     "rl_games": Case(
         "rl_games",
         {"env_name": "CartPole-v1", "vecenv": "sync"},

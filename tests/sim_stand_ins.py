@@ -1,35 +1,70 @@
 """What Isaac Lab, ManiSkill and IsaacGymEnvs look like from outside, as their sources have it: the adapters are tested on these.
 
-In all of them a row counts: x grows by the action, the reward is x, and an episode terminates at x >= 3 and is cut off after `limit` steps.
-Like the real ones they write into the same tensors in every step.
+In all of them a row counts: x grows by the action, the reward is x, and an episode terminates at x >= 3 and is cut off after `limit` steps;
+`RULES` has others. Like the real ones they write into the same tensors in every step, and draw from the generators that the real ones do.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import sys
 import types
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+import pytest
 import torch
 from gymnasium import spaces
+
+from tests.task_envs import LENGTH
+
+
+@dataclasses.dataclass
+class Rules:
+    """limit: steps until the cut. ends: x that terminates. pace: x grows by it, and not by the action. draws: x starts in [0, 1)."""
+
+    limit: int = 4
+    ends: float = 3.0
+    pace: float | None = None
+    draws: bool = False
+
+
+RULES = {
+    "Count": Rules(),
+    "Steps": Rules(limit=LENGTH, ends=1000, pace=1.0),
+    "StepsToEnd": Rules(limit=1000, ends=LENGTH, pace=1.0),
+    "Drawn": Rules(limit=20, ends=1000, draws=True),
+}
 
 
 class Counting:
     """The world that all of them simulate: x (N,), steps (N,), and k (N,), the number of the running episode."""
 
-    def __init__(self, num_envs: int, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, num_envs: int, rules: Rules) -> None:
+        self.rules = rules
         self.x, self.k = torch.zeros(num_envs), torch.full((num_envs,), -1.0)
         self.steps = torch.zeros(num_envs, dtype=torch.long)
 
-    def begin(self, rows: torch.Tensor) -> None:
-        self.x[rows], self.steps[rows] = 0.0, 0
+    def begin(self, rows: torch.Tensor, generator: torch.Generator | None = None) -> None:
+        self.x[rows] = torch.rand(len(rows), generator=generator) if self.rules.draws else 0.0
+        self.steps[rows] = 0
         self.k[rows] += 1
 
     def advance(self, actions: torch.Tensor) -> None:
-        self.x += actions[:, 0]
+        self.x += actions[:, 0] if self.rules.pace is None else self.rules.pace
         self.steps += 1
+
+    @property
+    def ended(self) -> torch.Tensor:
+        return self.x >= self.rules.ends
+
+    @property
+    def late(self) -> torch.Tensor:
+        return self.steps >= self.rules.limit
 
     @property
     def obs(self) -> torch.Tensor:
@@ -47,14 +82,20 @@ class LabEnv(gymnasium.Env):
     def __init__(self, cfg: Any, render_mode: str | None = None, **kwargs: Any) -> None:
         self.cfg, self.render_mode, self.device = cfg, render_mode, cfg.sim.device
         self.num_envs = cfg.scene.num_envs
-        self.world = Counting(self.num_envs, cfg.limit)
+        self.world = Counting(self.num_envs, cfg.rules)
         self.single_observation_space = spaces.Dict(policy=spaces.Box(-np.inf, np.inf, (2,)), critic=spaces.Box(-np.inf, np.inf, (3,)))
         self.single_action_space = spaces.Box(-np.inf, np.inf, (1,))
         self.obs_buf = {"policy": torch.zeros(self.num_envs, 2), "critic": torch.zeros(self.num_envs, 3)}
         self.reward_buf = torch.zeros(self.num_envs)
         self.seeds: list[Any] = []
         self.closed = 0
+        self._seed(cfg.seed)
         self._prepare()
+
+    @staticmethod
+    def _seed(seed: int | None) -> None:
+        if seed is not None:
+            torch.manual_seed(seed)
 
     def _prepare(self) -> None:
         self.observation_manager = types.SimpleNamespace(compute=self._look)
@@ -69,6 +110,7 @@ class LabEnv(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         self.seeds.append(seed)
+        self._seed(seed)
         self._reset_idx(torch.arange(self.num_envs))
         return self._observations(), {}
 
@@ -77,7 +119,7 @@ class LabEnv(gymnasium.Env):
 
     def step(self, action: torch.Tensor) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         self.world.advance(action)
-        terminated, time_outs = self.world.x >= 3, self.world.steps >= self.world.limit
+        terminated, time_outs = self.world.ended, self.world.late
         self.reward_buf.copy_(self.world.x)
         ended = (terminated | time_outs).nonzero().squeeze(-1)
         if len(ended) > 0:
@@ -106,7 +148,8 @@ class DirectLabEnv(LabEnv):
 
 def parse_env_cfg(task_name: str, device: str = "cuda:0", num_envs: int | None = None) -> Any:
     """isaaclab_tasks.utils.parse_env_cfg"""
-    cfg = types.SimpleNamespace(limit=4, seed=None, is_finite_horizon=task_name.startswith("Isaac-Finite"))
+    rules = dataclasses.replace(RULES[LAB_IDS[task_name][1]])
+    cfg = types.SimpleNamespace(rules=rules, seed=None, is_finite_horizon=task_name.startswith("Isaac-Finite"))
     cfg.sim, cfg.scene = types.SimpleNamespace(device=device), types.SimpleNamespace(num_envs=num_envs)
     return cfg
 
@@ -117,13 +160,14 @@ def parse_env_cfg(task_name: str, device: str = "cuda:0", num_envs: int | None =
 class SkillEnv(gymnasium.Env):
     """mani_skill.envs.sapien_env.BaseEnv: a batch behind gymnasium.make, partial resets by env_idx, no reset of its own."""
 
-    def __init__(self, num_envs: int = 1, obs_mode: str = "state", sim_backend: str = "auto", **kwargs: Any) -> None:
+    def __init__(self, num_envs: int = 1, obs_mode: str = "state", sim_backend: str = "auto", rules: str = "Count", **kwargs: Any) -> None:
         if sim_backend == "physx_cpu" and num_envs > 8:
             raise RuntimeError("too many for the CPU")
         if kwargs:
             raise TypeError(f"unexpected keyword {sorted(kwargs)}")
         self.num_envs, self.obs_mode, self.device = num_envs, obs_mode, torch.device("cpu")
-        self.world = Counting(num_envs, 4)
+        self.world = Counting(num_envs, RULES[rules])
+        self.generator = torch.Generator()
         self.single_observation_space = spaces.Box(-np.inf, np.inf, (2,))
         self.single_action_space = spaces.Box(-1.0, 1.0, (1,))
         self.seeds: list[Any] = []
@@ -136,13 +180,15 @@ class SkillEnv(gymnasium.Env):
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         self.seeds.append(seed)
-        self.world.begin((options or {}).get("env_idx", torch.arange(self.num_envs)))
+        if seed is not None:
+            self.generator.manual_seed(seed)
+        self.world.begin((options or {}).get("env_idx", torch.arange(self.num_envs)), self.generator)
         return self._obs(), {}
 
     def step(self, actions: torch.Tensor) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         self.world.advance(actions)
-        success = self.world.x >= 3
-        return self._obs(), self.world.x.clone(), success.clone(), self.world.steps >= 4, {"success": success}
+        success = self.world.ended
+        return self._obs(), self.world.x.clone(), success.clone(), self.world.late, {"success": success}
 
     def render(self) -> torch.Tensor:
         return torch.full((self.num_envs, 4, 4, 3), 9, dtype=torch.uint8)
@@ -189,9 +235,11 @@ def _clones(value: Any) -> Any:
 class GymTask:
     """isaacgymenvs.tasks.base.vec_task.VecTask, whose tasks reset in the step after the one that ended an episode."""
 
-    def __init__(self, num_envs: int, rl_device: str, num_states: int, limit: int) -> None:
-        self.num_envs, self.rl_device, self.num_states, self.max_episode_length = num_envs, rl_device, num_states, limit
-        self.world = Counting(num_envs, limit)
+    def __init__(self, num_envs: int, rl_device: str, num_states: int, rules: Rules, bonus: float) -> None:
+        """bonus: paid in every step, that of a reset included."""
+        self.num_envs, self.rl_device, self.num_states, self.bonus = num_envs, rl_device, num_states, bonus
+        self.max_episode_length = rules.limit
+        self.world = Counting(num_envs, rules)
         self.action_space = spaces.Box(-1.0, 1.0, (1,))
         self.obs_buf, self.rew_buf = torch.zeros(num_envs, 2), torch.zeros(num_envs)
         self.reset_buf = torch.ones(num_envs, dtype=torch.long)
@@ -218,9 +266,9 @@ class GymTask:
             self.world.begin(rows)
             self.reset_buf[rows] = 0
         self.obs_buf.copy_(self.world.obs)
-        self.rew_buf.copy_(self.world.x + 0.5)
+        self.rew_buf.copy_(self.world.x + self.bonus)
         late = self.world.steps >= self.max_episode_length - 1
-        self.reset_buf.copy_((late | (self.world.x >= 3)).long())
+        self.reset_buf.copy_((late | self.world.ended).long())
         self.extras["time_outs"] = late & (self.reset_buf != 0)
         return self._told(), self.rew_buf, self.reset_buf, self.extras
 
@@ -233,4 +281,64 @@ def make_gym_task(*, seed: int, task: str, num_envs: int, sim_device: str, rl_de
     env = cfg.task.env
     assert cfg.task.name == task
     assert env.numEnvs == num_envs
-    return GymTask(num_envs, rl_device, env.get("numStates", 0), env.episodeLength)
+    rules = Rules(env.episodeLength, env.get("ends", 3.0), env.get("pace"), env.get("draws", False))
+    return GymTask(num_envs, rl_device, env.get("numStates", 0), rules, env.get("bonus", 0.5))
+
+
+# ---- as packages -------------------------------------------------------------------------------------------------------
+
+LAB_IDS = {  # the class and the rules of each
+    "Isaac-Count-v0": ("LabEnv", "Count"),
+    "Isaac-Count-Direct-v0": ("DirectLabEnv", "Count"),
+    "Isaac-Finite-v0": ("LabEnv", "Count"),
+    "Isaac-Steps-v0": ("LabEnv", "Steps"),
+    "Isaac-StepsToEnd-v0": ("LabEnv", "StepsToEnd"),
+    "Isaac-Drawn-v0": ("LabEnv", "Drawn"),
+}
+SKILL_IDS = {"PickCube-v1": "Count", "Steps-v1": "Steps", "StepsToEnd-v1": "StepsToEnd", "Drawn-v1": "Drawn"}
+_GYM_TASK = "name: {}\nenv: {{numEnvs: '${{...num_envs}}', {}}}\n"
+# what the real packages are imported as, and what their modules do
+PACKAGES = {
+    "isaaclab/__init__.py": "",
+    "isaaclab/app.py": "STARTED = []\nclass AppLauncher:\n    def __init__(self, **options):\n        STARTED.append(options)\n        self.app = self\n",
+    "isaaclab_tasks/__init__.py": "from isaaclab.app import STARTED\nassert STARTED, 'imported before Isaac Sim runs'\n",
+    "isaaclab_tasks/utils.py": "from tests.sim_stand_ins import parse_env_cfg\n",
+    "mani_skill/__init__.py": "",
+    "mani_skill/envs.py": "",
+    "mani_skill/utils/registration.py": f"REGISTERED_ENVS = dict.fromkeys({[*SKILL_IDS, 'PushCube-v1']})\n",
+    "mani_skill/vector/wrappers/gymnasium.py": "from tests.sim_stand_ins import ManiSkillVectorEnv\n",
+    "isaacgym/__init__.py": "",
+    "isaacgymenvs/__init__.py": "from tests.sim_stand_ins import make_gym_task as make\n",
+    "isaacgymenvs/cfg/config.yaml": (
+        "num_envs: ''\nseed: 42\nsim_device: 'cuda:0'\nrl_device: 'cuda:0'\npipeline: gpu\ndefaults:\n  - task: Ant\n  - _self_\n"
+    ),
+    "isaacgymenvs/cfg/task/Ant.yaml": _GYM_TASK.format("Ant", "episodeLength: 5"),
+    "isaacgymenvs/cfg/task/Hand.yaml": _GYM_TASK.format("Hand", "episodeLength: 5, numStates: 3"),
+    # a VecTask's episode of length L has L - 1 steps
+    "isaacgymenvs/cfg/task/Steps.yaml": _GYM_TASK.format("Steps", f"episodeLength: {LENGTH + 1}, ends: 1000, pace: 1, bonus: 0"),
+    "isaacgymenvs/cfg/task/StepsToEnd.yaml": _GYM_TASK.format("StepsToEnd", f"episodeLength: 1000, ends: {LENGTH}, pace: 1, bonus: 0"),
+    "isaacgymenvs/cfg/task/Drawn.yaml": _GYM_TASK.format("Drawn", "episodeLength: 20, ends: 1000, draws: true"),
+}
+
+
+@contextlib.contextmanager
+def installed(root: Path) -> Iterator[None]:
+    """As if the three were installed, in the folder `root`."""
+    from tasks import isaaclab_task
+
+    for name, content in PACKAGES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    for id, (cls, _) in LAB_IDS.items():
+        own = {"env_cfg_entry_point": "somewhere:Cfg"}
+        gymnasium.register(id, entry_point=f"tests.sim_stand_ins:{cls}", kwargs=own, disable_env_checker=True)
+    for id, rules in SKILL_IDS.items():
+        gymnasium.register(id, entry_point="tests.sim_stand_ins:SkillEnv", kwargs={"rules": rules}, disable_env_checker=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(root)
+        patch.setattr(isaaclab_task, "_app", None)
+        yield
+    for id in (*LAB_IDS, *SKILL_IDS):
+        del gymnasium.registry[id]
+    for name in [m for m in sys.modules if m.split(".")[0] in ("isaaclab", "isaaclab_tasks", "mani_skill", "isaacgym", "isaacgymenvs")]:
+        del sys.modules[name]

@@ -9,6 +9,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+LENGTH = 5  # steps of an episode, where a test needs one length for all
+
 
 class Counter(gymnasium.Env):
     """Observation: [step of the episode, number of the episode, a draw made at reset]; reward: the step.

@@ -15,7 +15,9 @@ from core import registry
 from core.runner import make_env
 from core.vecenv import VecEnv, action_kind
 from tests.agents import our_agent
-from tests.kinds import CASES, LENGTH, Case, register
+from tests.kinds import CASES, Case, register
+from tests.sim_stand_ins import installed
+from tests.task_envs import LENGTH
 from tests.toys import toy_params
 
 GAMMA = 0.9
@@ -32,9 +34,11 @@ ENDINGS = [
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _environments() -> None:
+def _environments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     registry.discover()
     register()
+    with installed(tmp_path_factory.mktemp("packages")):
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,6 +54,8 @@ def _ray() -> Iterator[None]:
 def build(case: Case, options: dict[str, Any], seed: int | None = 0, num_envs: int = 2) -> VecEnv:
     if case.needs:
         pytest.importorskip(case.needs)
+    if case.register:
+        case.register()
     return make_env({"task": {"kind": case.kind, "num_envs": num_envs, **options}}, num_envs, seed, "cpu")
 
 

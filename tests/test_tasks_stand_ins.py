@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
@@ -17,49 +16,13 @@ from core import registry
 from core.errors import UserError
 from tasks import isaacgymenvs_task, isaaclab_task, maniskill_task
 from tests.command import SMALL, command
-
-# what the real packages are imported as, and what their modules do
-PACKAGES = {
-    "isaaclab/__init__.py": "",
-    "isaaclab/app.py": "STARTED = []\nclass AppLauncher:\n    def __init__(self, **options):\n        STARTED.append(options)\n        self.app = self\n",
-    "isaaclab_tasks/__init__.py": "from isaaclab.app import STARTED\nassert STARTED, 'imported before Isaac Sim runs'\n",
-    "isaaclab_tasks/utils.py": "from tests.sim_stand_ins import parse_env_cfg\n",
-    "mani_skill/__init__.py": "",
-    "mani_skill/envs.py": "",
-    "mani_skill/utils/registration.py": "REGISTERED_ENVS = {'PickCube-v1': None, 'PushCube-v1': None}\n",
-    "mani_skill/vector/wrappers/gymnasium.py": "from tests.sim_stand_ins import ManiSkillVectorEnv\n",
-    "isaacgym/__init__.py": "",
-    "isaacgymenvs/__init__.py": "from tests.sim_stand_ins import make_gym_task as make\n",
-    "isaacgymenvs/cfg/config.yaml": (
-        "num_envs: ''\nseed: 42\nsim_device: 'cuda:0'\nrl_device: 'cuda:0'\npipeline: gpu\ndefaults:\n  - task: Ant\n  - _self_\n"
-    ),
-    "isaacgymenvs/cfg/task/Ant.yaml": "name: Ant\nenv: {numEnvs: '${...num_envs}', episodeLength: 5}\n",
-    "isaacgymenvs/cfg/task/Hand.yaml": "name: Hand\nenv: {numEnvs: '${...num_envs}', episodeLength: 5, numStates: 3}\n",
-}
-IDS = {
-    "Isaac-Count-v0": "LabEnv",
-    "Isaac-Count-Direct-v0": "DirectLabEnv",
-    "Isaac-Finite-v0": "LabEnv",
-    "PickCube-v1": "SkillEnv",
-}
+from tests.sim_stand_ins import installed
 
 
 @pytest.fixture(autouse=True)
-def packages(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    root = tmp_path_factory.mktemp("packages")
-    for name, content in PACKAGES.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(content)
-    monkeypatch.syspath_prepend(root)
-    monkeypatch.setattr(isaaclab_task, "_app", None)
-    for id, cls in IDS.items():
-        cfg = {"env_cfg_entry_point": "somewhere:Cfg"} if id.startswith("Isaac") else {}
-        gymnasium.register(id, entry_point=f"tests.sim_stand_ins:{cls}", kwargs=cfg, disable_env_checker=True)
-    yield
-    for id in IDS:
-        del gymnasium.registry[id]
-    for name in [m for m in sys.modules if m.split(".")[0] in ("isaaclab", "isaaclab_tasks", "mani_skill", "isaacgym", "isaacgymenvs")]:
-        del sys.modules[name]
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with installed(tmp_path_factory.mktemp("packages")):
+        yield
 
 
 def lab(id: str = "Isaac-Count-v0", num_envs: int = 3, **options: Any) -> Any:
@@ -132,7 +95,7 @@ def test_isaac_lab_groups_bounds_and_seed() -> None:
 
 
 def test_values_of_the_tasks_configuration_by_their_paths() -> None:
-    env = lab(cfg={"limit": 2, "scene.num_envs": 5})
+    env = lab(cfg={"rules.limit": 2, "scene.num_envs": 5})
     env.reset()
     env.step(torch.zeros(5, 1))
     assert env.step(torch.zeros(5, 1))[3]["time_outs"].tolist() == [True] * 5
