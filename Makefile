@@ -11,7 +11,7 @@ help:
 	@echo "make train      set up, train PPO on CartPole, evaluate it, show where the results lie (about a minute)"
 	@echo "make test       set up, lint, type-check, and run the fast tests"
 	@echo "make test-long  the tests that take minutes"
-	@echo "make test-sims  the tests of MuJoCo Warp, mjlab and Brax, with what they install (gigabytes, minutes)"
+	@echo "make test-sims  the tests of MuJoCo Warp, mjlab, Brax and ManiSkill, with what they install (gigabytes, minutes)"
 	@echo "make check      lint and types only"
 
 # The constraints pin what was tested together; torch's pin also picks a CPU build where pip finds one.
@@ -44,11 +44,11 @@ $(SIMS)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(SIMS)
 	grep -v '^rich==' constraints.txt > $(SIMS)/constraints.txt
 	$(SIMS)/bin/python -m pip install --quiet --constraint $(SIMS)/constraints.txt torch
-	$(SIMS)/bin/python -m pip install --quiet --constraint $(SIMS)/constraints.txt --editable '.[dev,warp,mjlab,brax]'
+	$(SIMS)/bin/python -m pip install --quiet --constraint $(SIMS)/constraints.txt --editable '.[dev,warp,mjlab,brax,maniskill]'
 	@touch $@
 
 test-sims: $(SIMS)/.installed
-	$(SIMS)/bin/python -m pytest -m '' tests/test_tasks_warp.py tests/test_tasks_mjlab.py tests/test_tasks_brax.py tests/test_tasks_stand_ins.py
+	$(SIMS)/bin/python -m pytest -m '' tests/test_tasks_warp.py tests/test_tasks_mjlab.py tests/test_tasks_brax.py tests/test_tasks_maniskill.py tests/test_tasks_stand_ins.py
 	$(SIMS)/bin/python -m pytest -m long tests/test_tasks_kinds.py -k 'warp or mjlab or brax'
 	$(SIMS)/bin/python -m pytest tests/test_tasks_contract.py -k 'every_yaml'  # apart: JAX and forked workers do not go together
 

@@ -1,6 +1,6 @@
-"""ManiSkill 3: `task=maniskill task.id=PickCube-v1`. Written from its sources and tested on a stand-in: untested on the real one.
+"""ManiSkill 3: `task=maniskill task.id=PickCube-v1`. docs/tasks/simulators.md
 
-docs/tasks/simulators.md
+Tested on the real one with its CPU simulation, which has one environment, and on a stand-in with several: untested on its GPU simulation.
 """
 
 from __future__ import annotations
@@ -8,19 +8,25 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from core.errors import UserError, unknown
 from core.registry import register_task
 from core.vecenv import Obs, VecEnv
 from tasks.batched_torch import BatchedTorch
 
+SEVERAL_ON_CPU = (
+    "task=gymnasium task.id={id} modules=[mani_skill.envs] task.wrappers=[mani_skill.utils.wrappers.gymnasium.CPUGymWrapper] "
+    "'task.options={{obs_mode: state}}' task.vecenv=ray"
+)
+
 
 class ManiSkillVecEnv(BatchedTorch):
-    """A `ManiSkillVectorEnv` behind our contract: same-step reset, its `final_observation` is what episodes ended in. Untested on the
-    real one."""
+    """A `ManiSkillVectorEnv` behind our contract: same-step reset, its `final_observation` is what episodes ended in."""
 
     def __init__(self, env: Any, seed: int, device: str, obs_group: str | None, state_group: str | None, render_mode: str | None) -> None:
         self._env = env
+        torch.manual_seed(seed)  # what ManiSkill draws the later episodes from
         first, _ = env.reset(seed=seed)
         super().__init__(env.num_envs, device, first, env.single_action_space, 1.0, obs_group, state_group, render_mode)
 
@@ -46,7 +52,7 @@ class ManiSkillVecEnv(BatchedTorch):
             self._env = None
 
 
-@register_task("maniskill", needs_modules=("mani_skill",), install="pip install mani_skill")
+@register_task("maniskill", needs_modules=("mani_skill",), extra="maniskill")
 def make(
     *,
     num_envs: int,
@@ -63,7 +69,9 @@ def make(
     state_group: str | None = None,
     options: dict[str, Any] | None = None,
 ) -> VecEnv:
-    """N environments of ManiSkill 3, on PhysX's GPU simulation where the device is one. Untested on the real one.
+    """N environments of ManiSkill 3, on PhysX's GPU simulation where the device is one; on the CPU that is one environment.
+
+    Torch's global generator is seeded: ManiSkill draws from it whenever a reset is given no seed.
 
     Args:
         id: of its registry, also of a package that registers there and stands in `modules`.
@@ -91,7 +99,9 @@ def make(
     try:
         env = gymnasium.make(str(id), num_envs=num_envs, **keywords)
     except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"ManiSkill refuses task.id '{id}' with num_envs {num_envs} and {keywords}: {error}") from error
+        several = num_envs > 1 and keywords["sim_backend"] == "physx_cpu"
+        hint = f". Several on a CPU, each in a process: {SEVERAL_ON_CPU.format(id=id)}" if several else ""
+        raise UserError(f"ManiSkill refuses task.id '{id}' with num_envs {num_envs} and {keywords}: {error}{hint}") from error
     batch = ManiSkillVectorEnv(env, auto_reset=True, ignore_terminations=ignore_terminations)
     entropy = int(np.random.SeedSequence().generate_state(1)[0] // 2) if seed is None else seed
     return ManiSkillVecEnv(batch, entropy, device, obs_group, state_group, render_mode)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import warnings
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
@@ -13,6 +14,8 @@ from tasks.link_vecenv import LinkVecEnv, check_workers, span, split, usable_cpu
 from tasks.one_env import Maker
 from tasks.row_vecenv import portable
 from tasks.worker_link import Broken, Link, reply, serve
+
+SLOW_START = 30.0  # seconds in which a process should have built its environments
 
 
 class ProcessVecEnv(LinkVecEnv):
@@ -48,7 +51,7 @@ class ProcessVecEnv(LinkVecEnv):
                 there.close()  # only then does its end break when the process dies
                 self._processes.append(process)
                 self._links.append(Link(here))
-            infos = [self._checked(i, "start", self._receive(i, "start")) for i in range(len(self._links))]
+            infos = [self._started(i) for i in range(len(self._links))]
             self._describe(infos[0], [len(indices) for indices in self._indices])
         except BaseException:
             self.close()
@@ -62,6 +65,17 @@ class ProcessVecEnv(LinkVecEnv):
                 process.kill()
                 process.join()
         self._processes = []
+
+    def _started(self, worker: int) -> Any:
+        if not self._links[worker].answers(SLOW_START):
+            warnings.warn(
+                f"task.vecenv=async: process {worker} has been building {span(self._indices[worker])} for {SLOW_START:g} s. A library that "
+                "runs threads or drives a graphics card can hang in a forked process: if nothing follows, press Ctrl-C and set "
+                "task.vecenv=ray, whose workers begin afresh",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return self._checked(worker, "start", self._receive(worker, "start"))
 
     def _place(self, worker: int) -> str:
         return f", in process {worker}"

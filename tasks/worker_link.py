@@ -55,6 +55,10 @@ class Link:
         except OSError as error:
             raise Broken from error
 
+    def answers(self, timeout: float) -> bool:
+        """Whether something can be received within `timeout` seconds; also true of a process that is gone."""
+        return self._connection.poll(timeout)
+
     def receive(self) -> Any:
         """The answer to the last `send`. Raises Broken."""
         while True:

@@ -49,8 +49,8 @@ class Counting:
         self.x, self.k = torch.zeros(num_envs), torch.full((num_envs,), -1.0)
         self.steps = torch.zeros(num_envs, dtype=torch.long)
 
-    def begin(self, rows: torch.Tensor, generator: torch.Generator | None = None) -> None:
-        self.x[rows] = torch.rand(len(rows), generator=generator) if self.rules.draws else 0.0
+    def begin(self, rows: torch.Tensor) -> None:
+        self.x[rows] = torch.rand(len(rows)) if self.rules.draws else 0.0
         self.steps[rows] = 0
         self.k[rows] += 1
 
@@ -167,7 +167,6 @@ class SkillEnv(gymnasium.Env):
             raise TypeError(f"unexpected keyword {sorted(kwargs)}")
         self.num_envs, self.obs_mode, self.device = num_envs, obs_mode, torch.device("cpu")
         self.world = Counting(num_envs, RULES[rules])
-        self.generator = torch.Generator()
         self.single_observation_space = spaces.Box(-np.inf, np.inf, (2,))
         self.single_action_space = spaces.Box(-1.0, 1.0, (1,))
         self.seeds: list[Any] = []
@@ -180,9 +179,11 @@ class SkillEnv(gymnasium.Env):
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         self.seeds.append(seed)
-        if seed is not None:
-            self.generator.manual_seed(seed)
-        self.world.begin((options or {}).get("env_idx", torch.arange(self.num_envs)), self.generator)
+        drawn = contextlib.nullcontext() if seed is None else torch.random.fork_rng()
+        with drawn:  # without a seed the global generator is drawn from
+            if seed is not None:
+                torch.manual_seed(seed)
+            self.world.begin((options or {}).get("env_idx", torch.arange(self.num_envs)))
         return self._obs(), {}
 
     def step(self, actions: torch.Tensor) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -329,16 +330,27 @@ def installed(root: Path) -> Iterator[None]:
     for name, content in PACKAGES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
+    specs = {id: gymnasium.registry.pop(id) for id in (*LAB_IDS, *SKILL_IDS) if id in gymnasium.registry}
     for id, (cls, _) in LAB_IDS.items():
         own = {"env_cfg_entry_point": "somewhere:Cfg"}
         gymnasium.register(id, entry_point=f"tests.sim_stand_ins:{cls}", kwargs=own, disable_env_checker=True)
     for id, rules in SKILL_IDS.items():
         gymnasium.register(id, entry_point="tests.sim_stand_ins:SkillEnv", kwargs={"rules": rules}, disable_env_checker=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(root)
-        patch.setattr(isaaclab_task, "_app", None)
-        yield
-    for id in (*LAB_IDS, *SKILL_IDS):
-        del gymnasium.registry[id]
-    for name in [m for m in sys.modules if m.split(".")[0] in ("isaaclab", "isaaclab_tasks", "mani_skill", "isaacgym", "isaacgymenvs")]:
-        del sys.modules[name]
+    real = _taken_out()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(root)
+            patch.setattr(isaaclab_task, "_app", None)
+            yield
+    finally:
+        _taken_out()
+        sys.modules.update(real)
+        for id in (*LAB_IDS, *SKILL_IDS):
+            del gymnasium.registry[id]
+        gymnasium.registry.update(specs)
+
+
+def _taken_out() -> dict[str, Any]:
+    """Has Python forget the modules of the three; returns what it knew."""
+    names = [name for name in sys.modules if name.split(".")[0] in ("isaaclab", "isaaclab_tasks", "mani_skill", "isaacgym", "isaacgymenvs")]
+    return {name: sys.modules.pop(name) for name in names}

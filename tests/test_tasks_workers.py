@@ -17,7 +17,7 @@ import pytest
 from gymnasium import spaces
 
 from core.errors import UserError
-from tasks import env_group, gymnasium_task, rows
+from tasks import env_group, gymnasium_task, process_vecenv, rows
 from tasks.process_vecenv import ProcessVecEnv
 from tasks.row_vecenv import LocalVecEnv
 from tasks.worker_link import Broken, Link, serve
@@ -176,6 +176,19 @@ def test_a_killed_process_is_named_at_once() -> None:
     env.close()
     assert time.monotonic() - start < 4.0
     assert multiprocessing.active_children() == []
+
+
+def test_a_process_that_is_slow_to_start_is_spoken_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_vecenv, "SLOW_START", 0.1)
+
+    def maker(index: int, render_mode: str | None) -> gymnasium.Env:
+        time.sleep(0.5 if index == 2 else 0.0)
+        return Counter()
+
+    with pytest.warns(RuntimeWarning, match=r"process 1 has been building environment 2 for 0\.1 s.*task\.vecenv=ray"):
+        env = ProcessVecEnv(maker, 3, 0, num_workers=2)
+    assert env.reset().shape == (3, 3)
+    env.close()
 
 
 def test_an_interrupted_step_leaves_no_stale_answer(monkeypatch: pytest.MonkeyPatch) -> None:

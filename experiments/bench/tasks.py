@@ -50,6 +50,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "warp": ("task=WarpAnt", "num_envs=64"),
     "mjlab": ("task=mjlab", "task.id=Mjlab-Cartpole-Balance", "num_envs=64"),
     "brax": ("task=BraxAnt", "num_envs=64"),
+    "maniskill": ("task=maniskill", "task.id=PickCube-v1", "num_envs=1"),
 }
 SETTING = (  # of the training: the same for all, so that the environments make the difference
     "train=PPO",
