@@ -9,6 +9,7 @@ import pytest
 
 from core import registry
 from core.errors import UserError
+from core.runner import make_env
 from experiments.bench import tasks
 from tests.command import resolve
 from tests.toys import ToyVecEnv
@@ -41,6 +42,27 @@ def test_a_row_that_fails_says_why_and_the_others_go_on(tmp_path: Path) -> None:
     text = tasks.table({"rows": {"broken": row, "whole": {"command": "c", "num_envs": 4, "raw": 12345.6, "training": 99.5}}})
     assert "| broken | - | - | - | `python train.py task=gymnasium task.id=CartPol-v1` (not measured: error: unknown" in text
     assert "| whole | 4 | 12,346 | 100 | `c` |" in text
+
+
+def test_ids_of_envpool() -> None:
+    rows = tasks.chosen(tasks.Options(ids=["Highway-v0"]))
+    assert rows == {"Highway-v0": ("task=envpool", "task.id=Highway-v0", "num_envs=16")}
+    row = tasks.measure([*rows["Highway-v0"]], tasks.Options(seconds=0.1, training=False))
+    assert set(row) == {"command", "num_envs", "raw"}
+    with pytest.raises(UserError, match="two commands"):
+        tasks.chosen(tasks.Options(ids=["Highway-v0"], rows=["warp"]))
+
+
+def test_several_choices_are_masked_one_by_one() -> None:
+    env = make_env({"task": {"kind": "envpool", "id": "RobotWarehouse-v0"}}, 2, 0, "cpu")
+    env.reset()
+    draw = tasks.random_actions(env)
+    for _ in range(20):
+        actions, masks = draw(), env.get_action_masks()  # type: ignore[attr-defined]
+        offsets = np.cumsum([0, *env.action_space.nvec[:-1]])  # type: ignore[attr-defined]
+        assert np.take_along_axis(masks, actions + offsets, axis=1).all()
+        env.step(actions)
+    env.close()
 
 
 def test_an_unknown_row() -> None:

@@ -2,6 +2,7 @@
 
     python -m experiments.bench.tasks                         # every row below whose packages are installed
     python -m experiments.bench.tasks rows=[warp,brax]        # some of them
+    python -m experiments.bench.tasks ids=[Pong-v5,Highway-v0] training=false   # of EnvPool's, 16 environments each, raw only
     python -m experiments.bench.tasks seconds=10 out=my_dir   # longer, written elsewhere
 
 Each row is measured in processes of its own, one after the other. Writes tasks.json and tasks.md into `out`. Nothing else should run.
@@ -22,6 +23,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from pydantic import Field
 
 import train
@@ -67,6 +69,8 @@ class Options:
     """The command's keys."""
 
     rows: Annotated[list[Text], Field(min_length=1)] | None = None
+    ids: Annotated[list[Text], Field(min_length=1)] | None = None  # of EnvPool, instead of rows
+    training: bool = True
     seconds: Positive = 3.0
     epochs: Count = 10
     out: Text = "runs/bench_tasks"
@@ -78,19 +82,28 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(raw(argv[2:], float(argv[1]))))
         return
     options, overrides, _ = parse(argv, Options)
-    chosen = options.rows or list(ROWS)
-    for name in chosen:
-        if name not in ROWS:
-            raise unknown("row", name, ROWS, "rows=")
+    rows = chosen(options)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {**report.about([]), "rows": {}}
-    for name in chosen:
-        result["rows"][name] = measure([*ROWS[name], *overrides], options)
+    for name, words in rows.items():
+        result["rows"][name] = measure([*words, *overrides], options)
         print(f"{name}: {_line(result['rows'][name])}", flush=True)
         (out / "tasks.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         (out / "tasks.md").write_text(table(result), encoding="utf-8")
     print(f"in {out}: tasks.json, tasks.md")
+
+
+def chosen(options: Options) -> dict[str, tuple[str, ...]]:
+    """The rows to measure, and train.py's words for each. Raises UserError for an unknown row."""
+    if options.ids and options.rows:
+        raise UserError("rows= and ids= are two commands")
+    if options.ids:
+        return {id: ("task=envpool", f"task.id={id}", "num_envs=16") for id in options.ids}
+    for name in options.rows or ():
+        if name not in ROWS:
+            raise unknown("row", name, ROWS, "rows=")
+    return {name: ROWS[name] for name in options.rows or ROWS}
 
 
 def measure(words: list[str], options: Options) -> dict[str, Any]:
@@ -102,6 +115,8 @@ def measure(words: list[str], options: Options) -> dict[str, Any]:
     if bare.returncode:
         return {"command": command, "not_measured": bare.stderr.strip().splitlines()[-1]}
     figures = json.loads(bare.stdout.strip().splitlines()[-1])
+    if not options.training:
+        return {"command": command, **figures}
     with tempfile.TemporaryDirectory() as folder:
         epochs = WARMUP + options.epochs
         argv = ["train.py", *words, *SETTING, f"max_epochs={epochs}", "max_frames=-1", f"run_dir={folder}/run", "progress=off"]
@@ -138,7 +153,15 @@ def random_actions(env: VecEnv) -> Callable[[], Any]:
     allowed ones are drawn anew in every step."""
     rng, rows, space = np.random.default_rng(0), env.num_envs * env.num_agents, env.action_space
     if env.has_action_masks():
-        return lambda: (rng.random((rows, int(space.n))) * env.get_action_masks()).argmax(axis=1)  # type: ignore[attr-defined]  # a Discrete
+        sizes = [int(n) for n in space.nvec] if isinstance(space, spaces.MultiDiscrete) else [int(space.n)]  # type: ignore[attr-defined]
+        ends = np.cumsum(sizes)[:-1]
+
+        def allowed() -> np.ndarray:
+            likings = rng.random((rows, sum(sizes))) * env.get_action_masks()
+            heads = [head.argmax(axis=1) for head in np.split(likings, ends, axis=1)]
+            return np.stack(heads, axis=1) if isinstance(space, spaces.MultiDiscrete) else heads[0]
+
+        return allowed
     if action_kind(space) == "continuous":
         drawn: Any = rng.uniform(space.low, space.high, (rows, *space.low.shape)).astype(np.float32)  # type: ignore[attr-defined]  # a Box
     else:
