@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,13 @@ class Observations:
 
     With `flatten`, one vector of all parts in EnvPool's order (with `key`, of that one), except where they are one picture of bytes
     (H, W, C) or (C, H, W). Without it a Dict stays one, whose nested parts are vectors. Either way Discrete numbers become one-hot, but
-    counters one number, and booleans 0 or 1. `action_mask` is left out: it comes as the mask.
+    counters one number, and booleans 0 or 1. `action_mask` is left out: it comes as the mask. With `one_hot`, the choices of each channel,
+    a picture of symbols (H, W, C) becomes one-hot, (H, W, sum of choices) or flat; a symbol beyond them is all zeros.
 
-    Raises UserError for a `key` that is not there.
+    Raises UserError for a `key` that is not there, and for `one_hot` where it does not fit.
     """
 
-    def __init__(self, space: spaces.Space, flatten: bool, key: str | None) -> None:
+    def __init__(self, space: spaces.Space, flatten: bool, key: str | None, one_hot: Sequence[int] | None = None) -> None:
         self.key = key
         self.space: spaces.Space
         self._parts: dict[str, Convert] | None = None
@@ -38,7 +39,10 @@ class Observations:
                 raise UserError(f"task.obs_key='{key}': the observations of this environment have no parts, they are {space}")
             if key not in space.spaces:
                 raise unknown("part of the observation", key, space.spaces, "task.obs_key")
-            space = spaces.Dict({key: space[key]}) if flatten else space[key]
+            space = spaces.Dict({key: space[key]}) if flatten and one_hot is None else space[key]
+        if one_hot is not None:
+            self.space, self._whole = _symbols(space, one_hot, flatten)
+            return
         if not isinstance(space, spaces.Dict):
             self.space, self._whole = _leaf("", space, flatten and not _is_picture(space))
             return
@@ -144,6 +148,20 @@ def _leaf(name: str, space: spaces.Space, flatten: bool) -> tuple[spaces.Box, Co
         return box, float_obs
     flat = spaces.Box(box.low.reshape(-1), box.high.reshape(-1), dtype=box.dtype)
     return flat, lambda x: float_obs(x).reshape(len(x), -1)
+
+
+def _symbols(space: spaces.Space, choices: Sequence[int], flatten: bool) -> tuple[spaces.Box, Convert]:
+    """The Box and the function of `Observations`' one_hot."""
+    shape = space.shape or ()
+    if not _is_picture(space) or len(choices) != shape[-1] or min(choices) < 1:
+        raise UserError(
+            f"task.one_hot={list(choices)} needs a picture of symbols (H, W, C), bytes, and the choices of each of its C channels: "
+            f"[11, 6, 4] for MiniGrid's, with task.obs_key=image. Here the observation is {space}"
+        )
+    channel = np.repeat(np.arange(len(choices)), choices)  # (K,): which channel each number is about, and which symbol it stands for
+    symbol = np.concatenate([np.arange(n) for n in choices])
+    to = (int(np.prod(shape[:2])) * len(symbol),) if flatten else (*shape[:2], len(symbol))
+    return spaces.Box(0.0, 1.0, to, np.float32), lambda x: (x[..., channel] == symbol).astype(np.float32).reshape(len(x), *to)
 
 
 def _joined(parts: list[spaces.Box]) -> spaces.Box:

@@ -52,6 +52,7 @@ def make(
     num_threads: int = 0,
     render_id: str | None = None,
     opponent: str = "self",
+    one_hot: list[int] | None = None,
 ) -> VecEnv:
     """N EnvPool environments, reset in the step after the one in which they end.
 
@@ -64,6 +65,7 @@ def make(
         num_threads: 0: one more than there are cores, for quick environments EnvPool's own choice (as many as there are cores).
         render_id: gymnasium id to take the pictures from, where it is not `id` (EnvPool cannot render everywhere).
         opponent: in board games: self (the policy plays all players) or random (one of them, against random moves).
+        one_hot: choices of each channel of a picture of symbols: MiniGrid's `image` with [11, 6, 4] (object, colour, state) is one-hot.
 
     With a render_mode, Atari shows its last observed frame, families that draw without OpenGL their own pictures, every other id runs
     as its gymnasium twin (same-step reset).
@@ -74,10 +76,10 @@ def make(
         raise UserError(f"task.num_envs={num_envs}: at least 1")
     if render_mode is None or _family(id) in ("envpool.atari", *OWN_PICTURES):
         return EnvpoolVecEnv(
-            id, num_envs, seed, dict(options or {}), flatten_obs, use_dict_obs_space, num_threads, render_mode, obs_key, opponent
+            id, num_envs, seed, dict(options or {}), flatten_obs, use_dict_obs_space, num_threads, render_mode, obs_key, opponent, one_hot
         )
-    if use_dict_obs_space:
-        raise UserError("task.use_dict_obs_space cannot be rendered outside Atari")
+    if use_dict_obs_space or one_hot:
+        raise UserError(f"task.{'one_hot' if one_hot else 'use_dict_obs_space'} cannot be rendered here: its pictures are gymnasium's")
     return _gymnasium_twin(id, num_envs, seed, render_mode, dict(options or {}), flatten_obs, obs_key, render_id)
 
 
@@ -104,6 +106,7 @@ class EnvpoolVecEnv(VecEnv):
         render_mode: str | None = None,
         obs_key: str | None = None,
         opponent: str = "self",
+        one_hot: list[int] | None = None,
     ) -> None:
         self.num_envs = num_envs
         self.render_mode = render_mode
@@ -113,7 +116,7 @@ class EnvpoolVecEnv(VecEnv):
         self._draws_itself = render_mode is not None and family in OWN_PICTURES
         self._pool = _make_pool(id, num_envs, seed, num_threads, options, render_mode if self._draws_itself else None)
         try:
-            self._describe(flatten_obs, obs_key, use_dict_obs_space, opponent, seed)
+            self._describe(flatten_obs, obs_key, one_hot, use_dict_obs_space, opponent, seed)
         except UserError:
             self.close()
             raise
@@ -125,12 +128,12 @@ class EnvpoolVecEnv(VecEnv):
         self._frame: np.ndarray | None = None
         self._masks: np.ndarray
 
-    def _describe(self, flatten: bool, key: str | None, with_reward: bool, opponent: str, seed: int) -> None:
+    def _describe(self, flatten: bool, key: str | None, one_hot: list[int] | None, with_reward: bool, opponent: str, seed: int) -> None:
         """Spaces, players and masks: some of it only a first observation tells."""
         pool = self._pool
         self.max_episode_steps = getattr(pool.spec.config, "max_episode_steps", 0) or None
         obs, info = self._unseen = pool.reset()  # the run's first reset, and not the second of these seeds
-        self._observations = Observations(pool.observation_space, flatten, key)
+        self._observations = Observations(pool.observation_space, flatten, key, one_hot)
         self.observation_space = self._observations.space
         if isinstance(obs, dict) and MASK in obs:
             self._mask_of: Any = lambda obs, info: obs[MASK]

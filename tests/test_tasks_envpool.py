@@ -395,6 +395,37 @@ def test_mistakes(id: str, options: dict[str, Any], message: str) -> None:
         build(id, **options)
 
 
+def test_symbols_become_one_hot() -> None:
+    """Against the same environment's numbers: cell (0, 0) first, of it object, colour, state."""
+    for flatten in (True, False):
+        plain = build("MiniGrid-MemoryS7-v0", obs_key="image", flatten_obs=False)
+        ours = build("MiniGrid-MemoryS7-v0", obs_key="image", flatten_obs=flatten, one_hot=[11, 6, 4])
+        assert ours.observation_space.shape == ((7 * 7 * 21,) if flatten else (7, 7, 21))
+        numbers, obs = plain.reset(), ours.reset()
+        for step in range(10):
+            assert inside(ours.observation_space, obs)
+            cells = obs.reshape(3, 7, 7, 21)
+            assert (cells.sum(axis=-1) == 3).all()
+            for channel, (start, end) in enumerate(((0, 11), (11, 17), (17, 21))):
+                assert (cells[..., start:end].argmax(axis=-1) == numbers[..., channel]).all()
+            actions = np.full(3, step % 3)
+            numbers, obs = plain.step(actions)[0], ours.step(actions)[0]
+
+
+@pytest.mark.parametrize(
+    ("id", "options"),
+    [
+        ("MiniGrid-MemoryS7-v0", {"obs_key": "image", "one_hot": [11, 6]}),
+        ("MiniGrid-MemoryS7-v0", {"obs_key": "image", "one_hot": [11, 6, 0]}),
+        ("MiniGrid-MemoryS7-v0", {"one_hot": [11, 6, 4]}),
+        ("CartPole-v1", {"one_hot": [2]}),
+    ],
+)
+def test_symbols_that_are_none(id: str, options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"task\.one_hot=\[.*\] needs a picture of symbols.*task\.obs_key=image"):
+        build(id, **options)
+
+
 # ---- whole runs ------------------------------------------------------------------------------------------------------
 
 
