@@ -47,10 +47,12 @@ $(SIMS)/.installed: pyproject.toml constraints.txt
 	$(SIMS)/bin/python -m pip install --quiet --constraint $(SIMS)/constraints.txt --editable '.[dev,warp,mjlab,brax,maniskill]'
 	@touch $@
 
+# One process for each of these: JAX, once imported, does not go together with processes that are forked.
 test-sims: $(SIMS)/.installed
-	$(SIMS)/bin/python -m pytest -m '' tests/test_tasks_warp.py tests/test_tasks_mjlab.py tests/test_tasks_brax.py tests/test_tasks_maniskill.py tests/test_tasks_stand_ins.py
+	$(SIMS)/bin/python -m pytest -m '' tests/test_tasks_maniskill.py tests/test_tasks_stand_ins.py
+	$(SIMS)/bin/python -m pytest -m '' tests/test_tasks_warp.py tests/test_tasks_mjlab.py tests/test_tasks_brax.py
 	$(SIMS)/bin/python -m pytest -m long tests/test_tasks_kinds.py -k 'warp or mjlab or brax'
-	$(SIMS)/bin/python -m pytest tests/test_tasks_contract.py -k 'every_yaml'  # apart: JAX and forked workers do not go together
+	$(SIMS)/bin/python -m pytest tests/test_tasks_contract.py -k 'every_yaml'
 
 clean:
 	rm -rf $(VENV) $(SIMS) .pytest_cache .ruff_cache .mypy_cache
