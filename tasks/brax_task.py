@@ -54,9 +54,9 @@ class BraxVecEnv(BatchedTorch):
             return jax.tree.map(chosen, fresh, state), key, told
 
         self._begin, self._step = jax.jit(begin), jax.jit(step)
-        with jax.default_device(self._jax_device):
-            self._key = jax.random.PRNGKey(seed)
-            self._state, self._key = self._begin(self._key)
+        # put there: arrays that come from torch are bound to their device, and a state that is not would be compiled for once more
+        self._key = jax.device_put(jax.random.PRNGKey(seed), self._jax_device)
+        self._state, self._key = self._begin(self._key)
         self._kept = self._state
         box = spaces.Box(-1.0, 1.0, (env.action_size,), np.float32)  # Brax's actions are all in [-1, 1]
         super().__init__(num_envs, device, self._given(self._state.obs), box, 1.0, "state", "privileged_state")

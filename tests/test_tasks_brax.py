@@ -46,6 +46,13 @@ def test_time_outs_and_terminal_obs(short: Any) -> None:
     assert not short.step(torch.zeros(4, 1))[2].any()
 
 
+def test_it_is_compiled_once(short: Any) -> None:
+    short.reset()
+    for _ in range(5):
+        short.step(torch.zeros(4, 1))
+    assert short._step._cache_size() == short._begin._cache_size() == 1
+
+
 def test_arrays_are_shared_and_not_sent(short: Any) -> None:
     short.reset()
     array = short._state.obs
