@@ -30,6 +30,7 @@ GENERIC: dict[str, dict[str, Any]] = {
     "pettingzoo": {"id": "mpe2.simple_spread_v3"},
     "warp": {"id": "Ant"},
     "mjlab": {"id": "Mjlab-Cartpole-Balance"},
+    "maniskill": {"id": "PickCube-v1"},
     "brax": {"id": "fast"},
     "from_train": {"env_name": "CartPole-v1", "vecenv": "sync", "num_envs": 2},
 }
@@ -77,11 +78,12 @@ def read(path: Path) -> dict[str, Any]:
 # ---- every YAML ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.*__array_wrap__:DeprecationWarning")  # ManiSkill asks NumPy about torch tensors
 @pytest.mark.parametrize("path", sorted(CFG.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_yaml_builds_and_steps(path: Path) -> None:
     task = {**read(path), **GENERIC.get(path.stem, {})}
     name, kind = task.pop("name"), task.pop("kind")
-    task["num_envs"] = 2
+    num_envs = task["num_envs"] = 1 if kind == "maniskill" else 2  # its CPU simulation has one
     valid = schema.of_task(registry.tasks.get(kind))
     assert name == path.stem
     assert valid is not None
@@ -89,11 +91,11 @@ def test_every_yaml_builds_and_steps(path: Path) -> None:
     if kind in registry.needs and registry.needs[kind].missing():
         pytest.skip(f"{name}: not installed: {', '.join(registry.needs[kind].missing())}")
     try:
-        env = make_env({"task": {"name": name, "kind": kind, **task}}, 2, 0, "cpu")
+        env = make_env({"task": {"name": name, "kind": kind, **task}}, num_envs, 0, "cpu")
     except UserError as error:
-        if "Qt 5" not in str(error):
+        if not any(lacking in str(error) for lacking in ("Qt 5", "rendering device", "physical device", "vk::")):
             raise
-        pytest.skip(f"{name}: {error}")  # Procgen draws with the system's Qt, which a bare machine lacks
+        pytest.skip(f"{name}: {error}")  # Procgen draws with the system's Qt, ManiSkill wants Vulkan: a bare machine lacks both
     try:
         shape = env.observation_space.shape
         assert env.observation_space.dtype in (np.float32, np.uint8)
@@ -102,9 +104,9 @@ def test_every_yaml_builds_and_steps(path: Path) -> None:
             obs, rewards, dones, infos = env.step(actions_for(env, np.random.default_rng(0)))
         obs = obs["obs"] if isinstance(obs, dict) else obs  # beside the whole vector, where some of it is hidden
         assert shape is not None
-        assert tuple(obs.shape) == (2 * env.num_agents, *shape)
+        assert tuple(obs.shape) == (num_envs * env.num_agents, *shape)
         assert str(obs.dtype).endswith(str(env.observation_space.dtype))
-        assert rewards.shape == dones.shape == infos["time_outs"].shape == (2 * env.num_agents,)
+        assert rewards.shape == dones.shape == infos["time_outs"].shape == (num_envs * env.num_agents,)
         assert str(rewards.dtype).endswith("float32")
         assert str(dones.dtype).endswith("bool")
         assert ("terminal_obs" in infos) == (env.reset_mode == "same_step")
