@@ -10,7 +10,10 @@ from rl_games.common.layers.recurrent import RnnWithDones
 from torch import Tensor, nn
 
 from core.fused import FusedNet, Layer, Sequences, Work, heads_backward, of_plain_layers
-from core.fused_rnn import CELLS, Room
+from core.fused_rnn import GRU, Cell, Resets
+from core.onednn_lstm import OneDNNLSTM
+
+CELLS: dict[type, type[Cell]] = {nn.LSTM: OneDNNLSTM, nn.GRU: GRU}
 
 
 class Memory:
@@ -28,21 +31,21 @@ class Memory:
         if self.norm is not None:
             self.parameters += [self.norm.weight, self.norm.bias]
 
-    def forward(self, x: Tensor, obs: Tensor, keep: Any, states: list[Tensor], room: MemoryRoom) -> Tensor:
+    def forward(self, x: Tensor, obs: Tensor, resets: Resets | None, states: list[Tensor], room: MemoryRoom) -> Tensor:
         """x (T * S, I) -> (T * S, units), each with obs (T * S, O) beside it where the network says so."""
         room.width = x.shape[1]
         if self.concat_input:
             x = torch.cat([x, obs], dim=1)
         room.inputs = [x]
         for i, (cell, own) in enumerate(zip(self.cells, room.layers, strict=True)):
-            x = cell.forward(x, [state[i] for state in states[self.own_states]], keep, own)
+            x = cell.forward(x, [state[i] for state in states[self.own_states]], resets, own)
             room.inputs.append(x)
         if self.norm is not None:
             x, *room.moments = torch.native_layer_norm(x, self.norm.normalized_shape, self.norm.weight, self.norm.bias, self.norm.eps)
         room.output = torch.cat([x, obs], dim=1) if self.concat_output else x
         return room.output
 
-    def backward(self, grad: Tensor, keep: Any, room: MemoryRoom, input_wanted: bool) -> tuple[Any, list[Tensor]]:
+    def backward(self, grad: Tensor, resets: Resets | None, room: MemoryRoom, input_wanted: bool) -> tuple[Any, list[Tensor]]:
         """Gradients at x (None unless wanted) and of `parameters`, from that at the output, which is overwritten."""
         if self.concat_output:
             grad = grad[:, : self.cells[-1].units].contiguous()
@@ -54,7 +57,7 @@ class Memory:
         found: list[Tensor] = []
         into: Any = grad
         for i in reversed(range(len(self.cells))):
-            into, own = self.cells[i].backward(into, room.inputs[i], keep, room.layers[i], input_wanted or i > 0)
+            into, own = self.cells[i].backward(into, room.inputs[i], resets, room.layers[i], input_wanted or i > 0)
             found = own + found
         if into is not None and self.concat_input:
             into = into[:, : room.width].contiguous()
@@ -80,7 +83,7 @@ class MemoryRoom:
     output: Tensor
 
     def __init__(self, memory: Memory, steps: int, rows: int, like: Tensor) -> None:
-        self.layers = [Room(cell, steps, rows, like) for cell in memory.cells]
+        self.layers = [cell.room(steps, rows, like) for cell in memory.cells]
 
 
 class RecurrentWork(Work):
@@ -92,7 +95,7 @@ class RecurrentWork(Work):
         self.rooms = [MemoryRoom(memory, steps, rows // steps, like) for memory in net.memories]
         self.obs: Tensor = like
         self.states: list[Tensor] = []
-        self.keep: tuple[Tensor, ...] | None = None
+        self.resets: Resets | None = None
 
 
 class FusedRecurrentNet(FusedNet):
@@ -165,9 +168,9 @@ class FusedRecurrentNet(FusedNet):
             with torch.inference_mode(False):  # the next to use it may be autograd
                 work = RecurrentWork(self, rows, steps, obs)
         work.taken += 1
-        work.obs, work.states, work.keep = _by_step(obs, steps), sequences.rnn_states, None
+        work.obs, work.states, work.resets = _by_step(obs, steps), sequences.rnn_states, None
         if dones is not None and bool(dones.any()):
-            work.keep = (1.0 - _by_step(dones.unsqueeze(1), steps).to(obs.dtype).unflatten(0, (steps, -1))).unbind(0)
+            work.resets = Resets(_by_step(dones, steps).unflatten(0, (steps, -1)), obs.dtype)
         return work
 
     def forward_by_hand(self, obs: Tensor, work: RecurrentWork) -> tuple[Tensor, Tensor]:
@@ -187,7 +190,7 @@ class FusedRecurrentNet(FusedNet):
 
     def _trunk(self, which: int, obs: Tensor, work: RecurrentWork) -> Tensor:
         hidden = obs if self.before_mlp else self._mlp(which, obs, work)
-        hidden = self.memories[which].forward(hidden, obs, work.keep, work.states, work.rooms[which])
+        hidden = self.memories[which].forward(hidden, obs, work.resets, work.states, work.rooms[which])
         return self._mlp(which, hidden, work) if self.before_mlp else hidden
 
     def _trunk_backward(
@@ -198,11 +201,11 @@ class FusedRecurrentNet(FusedNet):
         memory, room = self.memories[which], work.rooms[which]
         grad = heads_backward(above, torch.empty_like(work.tops[which]))
         if not self.before_mlp:
-            grad, of_memory = memory.backward(grad, work.keep, room, input_wanted=True)
+            grad, of_memory = memory.backward(grad, work.resets, room, input_wanted=True)
             return [*self._mlp_backward(which, obs, work, grad, into)[0], *of_memory]
         found, grad = self._mlp_backward(which, room.output, work, grad, into)
         grad = grad.mm(self.trunks[which][0].weight)
-        _, of_memory = memory.backward(grad, work.keep, room, input_wanted=False)
+        _, of_memory = memory.backward(grad, work.resets, room, input_wanted=False)
         return [*found, *of_memory]
 
 

@@ -10,6 +10,7 @@ Formulas and the order of the gates are those of torch.nn.LSTM and torch.nn.GRU;
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,40 @@ def _tanh(x: Tensor, out: Tensor) -> Tensor:
     return torch.mul(x, TWO, out=out).sigmoid_().mul_(TWO).sub_(ONE)
 
 
+class Resets:
+    """Where the memory of S sequences of T steps is zeroed: dones (T, S), 1 before such a row."""
+
+    def __init__(self, dones: Tensor, dtype: torch.dtype) -> None:
+        self.keep = (1.0 - dones.to(dtype)).unsqueeze(2).unbind(0)  # (S, 1) by step: 0 where it is zeroed
+        self._dones = dones.bool()
+        self.inside = int(self._dones[1:].sum())  # how many do not begin a sequence
+
+    @functools.cached_property
+    def _places(self) -> Tensor:
+        """(T * S,) Of every row t * S + s its place among T steps of S + inside rows: the sequences, cut at their resets."""
+        steps, rows = self._dones.shape
+        dones = self._dones.clone()
+        dones[0] = False  # a reset there cuts nothing
+        t = torch.arange(steps).unsqueeze(1)
+        start = torch.where(dones, t, 0).cummax(0).values  # the step of the last reset
+        follows = (rows - 1 + dones.flatten().cumsum(0)).view_as(start)  # of a reset: the row behind it
+        row = torch.where(start > 0, follows.gather(0, start), torch.arange(rows))
+        return ((t - start) * (rows + self.inside) + row).flatten()
+
+    def first(self, state: Tensor) -> Tensor:
+        """Memory (S, units) that the sequences begin with -> (S + inside, units) that the cut ones begin with."""
+        return torch.cat([state * self.keep[0], state.new_zeros(self.inside, state.shape[1])])
+
+    def cut(self, x: Tensor) -> Tensor:
+        """(T * S, ...) -> (T * (S + inside), ...), 0 behind the end of a sequence."""
+        steps, rows = self._dones.shape
+        return x.new_zeros(steps * (rows + self.inside), *x.shape[1:]).index_copy_(0, self._places, x)
+
+    def joined(self, x: Tensor) -> Tensor:
+        """The way back."""
+        return x.index_select(0, self._places)
+
+
 class Room:
     """What one pass of a layer keeps for its backward pass, with views by step, cut once."""
 
@@ -42,17 +77,17 @@ class Room:
         self.gates_at = [gates.split(units, dim=1) for gates in self.whole]
         self.more: Any = cell.more_room(self, rows)
 
-    def begin(self, hidden: Tensor, keep: Any) -> Sequence[Tensor]:
+    def begin(self, hidden: Tensor, resets: Resets | None) -> Sequence[Tensor]:
         """Takes the first memory. Returns, by step, where what it remembers stands or, with resets, has to be written."""
         self.hiddens[0].copy_(hidden)
-        self.before = self.hidden[:-1] if keep is None else torch.empty_like(self.hidden[1:])
-        return self.hiddens if keep is None else self.before.unbind(0)
+        self.before = self.hidden[:-1] if resets is None else torch.empty_like(self.hidden[1:])
+        return self.hiddens if resets is None else self.before.unbind(0)
 
 
 class Cell(abc.ABC):
     """One layer. `forward` and `backward` of its two kinds differ in nothing but the arithmetic.
 
-    forward: x (T * S, I), states (S, units) each, keep (S, 1) by step: 0 where the memory is zeroed before it, or None -> (T * S, units).
+    forward: x (T * S, I), states (S, units) each, resets or None -> (T * S, units).
     backward: gradient at the output (T * S, units), which is overwritten -> that at the input (None unless wanted), those of `parameters`.
     step: x (N, I), states (N, units) each, which the new ones are written over -> (N, units). Without gradients, by the parameters as they
     were at the last `refresh`.
@@ -71,11 +106,15 @@ class Cell(abc.ABC):
     @abc.abstractmethod
     def more_room(self, room: Room, rows: int) -> Any: ...
 
-    @abc.abstractmethod
-    def forward(self, x: Tensor, states: list[Tensor], keep: Any, room: Room) -> Tensor: ...
+    def room(self, steps: int, rows: int, like: Tensor) -> Any:
+        """What a pass over T steps of S sequences keeps for its backward pass."""
+        return Room(self, steps, rows, like)
 
     @abc.abstractmethod
-    def backward(self, grad: Tensor, x: Tensor, keep: Any, room: Room, input_wanted: bool) -> tuple[Tensor | None, Grads]: ...
+    def forward(self, x: Tensor, states: list[Tensor], resets: Resets | None, room: Any) -> Tensor: ...
+
+    @abc.abstractmethod
+    def backward(self, grad: Tensor, x: Tensor, resets: Resets | None, room: Any, input_wanted: bool) -> tuple[Tensor | None, Grads]: ...
 
     @abc.abstractmethod
     def refresh(self) -> None: ...
@@ -102,10 +141,11 @@ class LSTM(Cell):
     def more_room(self, room: Room, rows: int) -> LSTMRoom:
         return LSTMRoom(room, rows)
 
-    def forward(self, x: Tensor, states: list[Tensor], keep: Any, room: Room) -> Tensor:
+    def forward(self, x: Tensor, states: list[Tensor], resets: Resets | None, room: Room) -> Tensor:
         more, (bias, w_ih, w_hh) = room.more, self._doubled()
         torch.addmm(bias, x, w_ih.t(), out=room.rows)
-        before, recurrent = room.begin(states[0], keep), w_hh.t()
+        before, recurrent = room.begin(states[0], resets), w_hh.t()
+        keep = None if resets is None else resets.keep
         more.cells[0].copy_(states[1])
         for t in range(room.steps):
             if keep is not None:
@@ -140,7 +180,8 @@ class LSTM(Cell):
         cell.mul_(f).addcmul_(i, s, value=2.0).sub_(i)
         return torch.tanh(cell, out=hidden).mul_(o)
 
-    def backward(self, grad: Tensor, x: Tensor, keep: Any, room: Room, input_wanted: bool) -> tuple[Tensor | None, Grads]:
+    def backward(self, grad: Tensor, x: Tensor, resets: Resets | None, room: Room, input_wanted: bool) -> tuple[Tensor | None, Grads]:
+        keep = None if resets is None else resets.keep
         w_ih, w_hh, _, _ = self.parameters
         more, slopes = room.more, room.slopes
         i, _, s, o = room.gates.split(self.units, dim=2)
@@ -204,11 +245,12 @@ class GRU(Cell):
         both.add_(both_recurrent).sigmoid_()
         return torch.lerp(n.addcmul_(r, n_recurrent).tanh_(), hidden, z, out=hidden)
 
-    def forward(self, x: Tensor, states: list[Tensor], keep: Any, room: Room) -> Tensor:
+    def forward(self, x: Tensor, states: list[Tensor], resets: Resets | None, room: Room) -> Tensor:
         w_ih, w_hh, b_ih, b_hh = self.parameters
         more = room.more
         torch.addmm(b_ih, x, w_ih.t(), out=room.rows)
-        before, recurrent = room.begin(states[0], keep), w_hh.t()
+        before, recurrent = room.begin(states[0], resets), w_hh.t()
+        keep = None if resets is None else resets.keep
         for t in range(room.steps):
             if keep is not None:
                 torch.mul(room.hiddens[t], keep[t], out=before[t])
@@ -219,7 +261,8 @@ class GRU(Cell):
             torch.lerp(n, before[t], z, out=room.hiddens[t + 1])
         return room.out
 
-    def backward(self, grad: Tensor, x: Tensor, keep: Any, room: Room, input_wanted: bool) -> tuple[Tensor | None, Grads]:
+    def backward(self, grad: Tensor, x: Tensor, resets: Resets | None, room: Room, input_wanted: bool) -> tuple[Tensor | None, Grads]:
+        keep = None if resets is None else resets.keep
         w_ih, w_hh, _, _ = self.parameters
         units, more = self.units, room.more
         # n first, its recurrent part last: the first three blocks belong to W_ih (turned by one), the last three to W_hh
@@ -257,6 +300,3 @@ def _add_recurrent(d_hidden: Tensor, d_gates: Tensor, w_hh: Tensor, keep: Tensor
         d_hidden.addmm_(d_gates, w_hh)
     else:
         d_hidden.addcmul_(d_gates.mm(w_hh), keep)
-
-
-CELLS: dict[type, type[Cell]] = {nn.LSTM: LSTM, nn.GRU: GRU}

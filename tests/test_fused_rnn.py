@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from algos.agent import Agent
+from core import onednn_lstm
 from core.fused import Sequences
 from core.fused_memory import FusedRecurrentNet, fused_net
+from core.fused_rnn import LSTM
 from tests.agents import our_agent, weights
 from tests.test_fast import SmoothAdam, agent_of
 from tests.toys import ToyVecEnv, toy_params
@@ -26,19 +28,19 @@ NETWORKS = {
 }
 
 
-def network(tmp_path, rnn="lstm", separate=False, action="continuous", mlp=None, **memory):
+def network(tmp_path, rnn="lstm", separate=False, action="continuous", mlp=None, dtype=torch.float64, **memory):
     params = toy_params(action=action, rnn=rnn)
     params["network"]["separate"] = separate
     params["network"]["rnn"].update(memory)
     params["network"]["mlp"].update(mlp or {})
-    model = our_agent(params, ToyVecEnv(action=action), tmp_path).model.double()
+    model = our_agent(params, ToyVecEnv(action=action), tmp_path).model.to(dtype)
     for parameter in model.parameters():  # rl_games starts some at 0 or 1, where gradients that were forgotten look right
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model.a2c_network, fused_net(model)
 
 
-def states_of(net, rows):
-    return [torch.randn(state.shape[0], rows, state.shape[2], dtype=torch.float64) for state in net.get_default_rnn_state()]
+def states_of(net, rows, dtype=torch.float64):
+    return [torch.randn(state.shape[0], rows, state.shape[2], dtype=dtype) for state in net.get_default_rnn_state()]
 
 
 def inputs(obs, sequences):
@@ -58,6 +60,12 @@ def test_a_minibatch_and_its_gradients(kind, rnn, separate, resets, tmp_path):
     obs = torch.randn(S * T, 3, dtype=torch.float64)
     sequences = Sequences(states_of(net, S), T, dones[resets].to(torch.uint8).flatten())
     kept = [state.clone() for state in sequences.rnn_states]
+    same_pass(net, fused, obs, sequences)
+    torch.testing.assert_close(sequences.rnn_states, kept, rtol=0, atol=0)
+
+
+def same_pass(net, fused, obs, sequences, **close):
+    """Outputs and gradients of the written-out network and of rl_games' own."""
     head, values = fused(obs, sequences)
     mu, _, value, _ = net(inputs(obs, sequences))
     weight = torch.randn_like(mu), torch.randn_like(value)
@@ -66,8 +74,46 @@ def test_a_minibatch_and_its_gradients(kind, rnn, separate, resets, tmp_path):
     got = torch.autograd.grad((head * weight[0]).sum() + (values * weight[1]).sum(), params)
     wanted = torch.autograd.grad((mu * weight[0]).sum() + (value * weight[1]).sum(), params)
     for a, b in zip((head, values, *got), (mu, value, *wanted), strict=True):
-        torch.testing.assert_close(a, b)
-    torch.testing.assert_close(sequences.rnn_states, kept, rtol=0, atol=0)
+        torch.testing.assert_close(a, b, **close)
+
+
+FEW = {  # resets of 16 sequences: (sequence, step)
+    "none": (),
+    "one": ((3, 4),),
+    "two_in_a_sequence": ((7, 2), (7, 5)),
+    "at_both_ends": ((0, 0), (0, 1), (15, 5), (4, 0)),
+}
+
+
+@pytest.mark.skipif(not onednn_lstm.AVAILABLE, reason="this torch has no oneDNN")
+@pytest.mark.parametrize("resets", FEW)
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_torchs_own_layer_where_resets_are_few(kind, separate, resets, tmp_path, monkeypatch):
+    torch.manual_seed(3)
+    net, fused = network(tmp_path, separate=separate, dtype=torch.float32, **NETWORKS[kind])
+    monkeypatch.setattr(LSTM, "forward", None)  # the written-out layer's
+    dones = torch.zeros(16, T, dtype=torch.uint8)
+    for place in FEW[resets]:
+        dones[place] = 1
+    obs, sequences = torch.randn(16 * T, 3), Sequences(states_of(net, 16, torch.float32), T, dones.flatten())
+    for _ in range(2):  # the second pass finds the first one's room
+        same_pass(net, fused, obs, sequences, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("inside", [2, 3])
+def test_many_resets_are_the_written_out_layers(inside, tmp_path, monkeypatch):
+    """A sequence is cut at a reset, and so many make more rows than torch's layer gains."""
+    net, fused = network(tmp_path, dtype=torch.float32)
+    ran = []
+    forward = LSTM.forward
+    monkeypatch.setattr(LSTM, "forward", lambda self, *args: ran.append(1) or forward(self, *args))
+    dones = torch.zeros(16, T, dtype=torch.uint8)
+    dones[:, 0] = 1  # cuts nothing
+    dones[:inside, 3] = 1
+    obs, sequences = torch.randn(16 * T, 3), Sequences(states_of(net, 16, torch.float32), T, dones.flatten())
+    same_pass(net, fused, obs, sequences, rtol=1e-4, atol=1e-4)
+    assert bool(ran) == (inside > 2 or not onednn_lstm.AVAILABLE)
 
 
 @pytest.mark.parametrize("mlp", [{}, {"units": [7], "activation": "relu"}, {"units": [7, 9, 5], "activation": "tanh"}])
