@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def curves(scaling: dict[str, Any], path: Path, foot: str) -> None:
         axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("frames per second")
-    figure.supxlabel(foot, fontsize=8, color="#555555", x=0.01, ha="left")
+    figure.supxlabel(textwrap.fill(foot, 95 * len(kinds)), fontsize=8, color="#555555", x=0.01, ha="left")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
