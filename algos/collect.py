@@ -30,6 +30,7 @@ class Collector(Base):
     fast: Any  # Fast
     keeps_next_obs: bool = False  # set to True in setup(): the rollout and the batch then have `next_obs`, what each step led to
     obs: Any  # as read_obs() gives them; None until the first reset
+    obs_is_part: bool = False  # "obs" is a part of the Dict observations, not what holds them beside "states"
     action_masks: Tensor | None  # (N, choices) bool
     episode_masks: Tensor | None  # (T, N) bool: whose finished episodes count; None: all
 
@@ -76,6 +77,7 @@ class Collector(Base):
 
     def reset_environments(self) -> None:
         """Starts all episodes anew: first observations, zero memory, no running returns."""
+        self.obs_is_part = first_obs.has_part(self.vec_env.observation_space, "obs")
         self.obs = self.read_obs(first_obs.reset(self.vec_env))
         device = self.policy.device
         self.dones = torch.ones(self.rows, dtype=torch.uint8, device=device)  # as rl_games: nothing came before
@@ -92,7 +94,7 @@ class Collector(Base):
         if not isinstance(raw, dict):
             obs = {"obs": to_tensor(raw, device)}
         else:
-            raw = raw if "obs" in raw else {"obs": raw}
+            raw = {"obs": raw} if "obs" not in raw or self.obs_is_part else raw
             obs = {key: tree_map(lambda x: to_tensor(x, device), value) for key, value in raw.items()}
         obs["obs"] = self.policy.augment_obs(obs["obs"])
         if self.has_central_value:

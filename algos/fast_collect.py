@@ -28,6 +28,8 @@ class Given:
     def put(self, n: int, value: Any) -> None:
         if self.streams and value.ndim == 1:  # the task's one reward, which every stream begins with
             value = value[:, None]
+        elif not self.streams and value.ndim == 2:  # (N, 1)
+            value = value[:, 0]
         if self.arrays is None or isinstance(value, Tensor):
             self.steps[n].copy_(torch.as_tensor(value))
         else:

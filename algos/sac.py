@@ -94,7 +94,7 @@ class SAC(SACAgent):
         self.config["network"] = load_network(params, "continuous", self.vec_env.observation_space.shape)
 
     def env_step(self, actions: torch.Tensor) -> Any:
-        raw, rewards, dones, infos = self.vec_env.step(actions if self.vec_env.is_torch else actions.cpu().numpy())
+        raw, rewards, dones, infos = self.vec_env.step(actions.clone() if self.vec_env.is_torch else actions.cpu().numpy().copy())
         self.is_transition = ~self.resetting
         self.new_frames += int(self.is_transition.sum())
         dones = to_tensor(dones, self._device).bool()

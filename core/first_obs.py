@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 
@@ -21,7 +22,7 @@ def reset(env: VecEnv) -> Obs:
     """
     obs = env.reset()
     if env.checks_obs:
-        wrapped = isinstance(obs, dict) and "obs" in obs and not _has_part(env.observation_space, "obs")
+        wrapped = isinstance(obs, dict) and "obs" in obs and not has_part(env.observation_space, "obs")
         rows = env.num_envs * env.num_agents
         _check(obs["obs"] if wrapped else obs, env.observation_space, "observation", rows, env.num_agents)
         if wrapped and "states" in obs and env.state_space is not None:
@@ -29,7 +30,8 @@ def reset(env: VecEnv) -> Obs:
     return obs
 
 
-def _has_part(space: spaces.Space, name: str) -> bool:
+def has_part(space: spaces.Space, name: str) -> bool:
+    """Whether a Dict space has a part of that name: `obs` then is no wrapping of ours."""
     return isinstance(space, spaces.Dict) and name in space.spaces
 
 
@@ -47,6 +49,11 @@ def _check(obs: Any, space: spaces.Space, what: str, rows: int, per_env: int) ->
 def _check_box(obs: torch.Tensor, space: spaces.Box, what: str, rows: int, per_env: int) -> None:
     if tuple(obs.shape) != (rows, *space.shape):
         raise UserError(f"the first {what} has the shape {tuple(obs.shape)}, and its space {space} asks for {(rows, *space.shape)}")
+    if (obs.dtype == torch.uint8) != (space.dtype == np.uint8):
+        raise UserError(
+            f"the first {what} is of type {str(obs.dtype).removeprefix('torch.')}, and its space declares {space.dtype}: "
+            "bytes (uint8) are divided by 255, all other numbers are not, so mend one of the two"
+        )
     low, high = (torch.as_tensor(bound, dtype=torch.float64).to(obs.device) for bound in (space.low, space.high))
     value = obs.double()
     # a NaN lies outside nothing, and is named by the check that every step has

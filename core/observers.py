@@ -220,7 +220,8 @@ class Episode(Observer):
     def process_infos(self, infos: Any, done_indices: torch.Tensor) -> None:
         if not isinstance(infos, dict):
             return
-        for key, value in (infos.get("episode") or {}).items():
+        episode = infos.get("episode")
+        for key, value in (episode if isinstance(episode, dict) else {}).items():
             value = torch.as_tensor(value).detach()
             mask = infos.get("_episode")  # gymnasium: the environments that have the entry
             if mask is not None and value.ndim > 0:

@@ -99,8 +99,10 @@ class Policy:
 
     def _check_bounds(self, space: spaces.Box) -> None:
         """Raises UserError where actions shall be stretched to bounds that are not finite: all of them would be NaN."""
-        endless = [i for i in range(space.shape[0]) if not (np.isfinite(space.low[i]) and np.isfinite(space.high[i]))]
-        if endless and self.clip_actions:
+        with np.errstate(over="ignore"):
+            reach = space.high.astype(np.float32) - space.low.astype(np.float32)  # infinite also for the largest floats there are
+        endless = np.flatnonzero(~np.isfinite(reach))
+        if len(endless) and self.clip_actions:
             i = endless[0]
             raise UserError(
                 f"task: action {i} has the bounds {space.low[i]:g} to {space.high[i]:g}, to which actions would be stretched from [-1, 1]: "
@@ -169,11 +171,14 @@ class Policy:
 
     def env_actions(self, actions: torch.Tensor) -> torch.Tensor:
         """From the model's actions to the environment's scale: clipped to [-1, 1] and stretched to the Box, unless
-        `clip_actions` is false."""
+        `clip_actions` is false. A copy in any case: an environment may write into what it gets."""
         if self.action_kind != "continuous" or not self.clip_actions:
-            return actions
+            return actions.clone()
         clipped = torch.clamp(actions, -1.0, 1.0)
-        return clipped.mul_(self._half).add_(self._middle) if self._stretches else clipped
+        if not self._stretches:
+            return clipped
+        stretched = clipped.mul_(self._half).add_(self._middle)
+        return torch.clamp(stretched, self.actions_low, self.actions_high, out=stretched)  # rounding may lead past a bound
 
     def initial_rnn_states(self) -> list[torch.Tensor] | None:
         """Zeros, each (layers, N, units), or None for a policy without memory."""

@@ -217,10 +217,21 @@ class Player:
 
     def _see(self, obs: Obs) -> Obs:
         """The policy's part of an observation, as tensors on its device, augmented."""
-        if isinstance(obs, dict) and "obs" in obs and "states" in obs:  # "states" is the central value's
-            obs = obs["obs"]
+        obs = self.without_states(obs)
         self.seen = tree_map(lambda leaf: to_tensor(leaf, self.policy.device), obs)
+        tree_map(self._check_finite, self.seen)
         return self.policy.augment_obs(self.seen)
+
+    def _check_finite(self, leaf: torch.Tensor) -> None:
+        finite = torch.isfinite(leaf)
+        if not finite.all():
+            row = int((~finite).nonzero()[0][0])
+            raise UserError(f"an observation is not finite: {leaf[~finite][0]:g} in environment {row // self.num_agents}, while playing")
+
+    def without_states(self, obs: Obs) -> Obs:
+        """Of {"obs", "states"} the former; "states" is the central value's."""
+        beside = isinstance(obs, dict) and "obs" in obs and "states" in obs and not first_obs.has_part(self.env.observation_space, "obs")
+        return obs["obs"] if beside else obs
 
     def _ended(self, dones: torch.Tensor) -> list[int]:
         """The environments whose episode ended. All agents of one end together (VecEnv's contract)."""

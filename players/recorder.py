@@ -66,8 +66,7 @@ def recording(player_cls: type[Player]) -> type[Player]:
             if terminal is None:
                 last = self.before
             else:
-                terminal = terminal["obs"] if isinstance(terminal, dict) and "obs" in terminal and "states" in terminal else terminal
-                last = tree_map(lambda leaf: to_tensor(leaf, self.policy.device), terminal)
+                last = tree_map(lambda leaf: to_tensor(leaf, self.policy.device), self.without_states(terminal))
             rows = dones.to(self.policy.device)
             return tree_map(lambda now, end: torch.where(rows.reshape(-1, *[1] * (now.dim() - 1)), end, now), self.seen, last)
 

@@ -50,7 +50,7 @@ def record(
 
         def shoot() -> None:
             nonlocal writer
-            frame = even(env.render())
+            frame = even(picture(env))
             if writer is None:
                 height, width = frame.shape[:2]
                 writer = imageio_ffmpeg.write_frames(str(temporary), (width, height), fps=fps, macro_block_size=1)
@@ -68,6 +68,18 @@ def record(
 
     write_through(path, film)
     return path
+
+
+def picture(env: VecEnv) -> np.ndarray:
+    """(H, W, 3) bytes of what the environment draws; a grey picture gets three equal channels. Raises UserError for what is none."""
+    frame = env.render()
+    if isinstance(frame, np.ndarray) and frame.dtype == np.uint8:
+        if frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 1):
+            return np.repeat(frame.reshape(*frame.shape[:2], 1), 3, axis=2)
+        if frame.ndim == 3 and frame.shape[2] in (3, 4):
+            return frame[:, :, :3]  # without transparency
+    what = f"an array of {frame.dtype} and shape {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+    raise UserError(f"video: render() returned {what}; wanted is an array of uint8 and shape (height, width, 3)")
 
 
 def even(frame: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ def _answering(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *args)
         except UserError as error:
             return Failure(self.current, str(error), True)
-        except Exception:  # user code may raise anything, and all of it has to reach the user
+        except (Exception, SystemExit):  # user code may raise anything, and all of it has to reach the user
             return Failure(self.current, traceback.format_exc(), False)
 
     return wrapper
@@ -187,5 +187,8 @@ def _columns(reported: list[tuple[int, dict[str, Any]]], num_envs: int, num_agen
 def _is_numeric(value: Any, num_agents: int) -> bool:
     """An array of numbers, or a list with one for each agent."""
     if isinstance(value, list | tuple) and len(value) == num_agents:
-        value = np.asarray(value)
+        try:
+            value = np.asarray(value)
+        except ValueError:  # ragged
+            return False
     return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"

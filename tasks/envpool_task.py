@@ -111,7 +111,8 @@ class EnvpoolVecEnv(VecEnv):
         self.num_envs = num_envs
         self.render_mode = render_mode
         if seed is None:  # EnvPool's own default is the constant 42
-            seed = int(np.random.SeedSequence().generate_state(1)[0]) % 2**31
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        seed %= 2**31  # EnvPool takes no larger ones
         family = _family(id)
         self._draws_itself = render_mode is not None and family in OWN_PICTURES
         self._pool = _make_pool(id, num_envs, seed, num_threads, options, render_mode if self._draws_itself else None)
@@ -259,6 +260,10 @@ def _make_pool(id: str | None, num_envs: int, seed: int, num_threads: int, optio
             raise UserError(f"task.options.{key} belongs to {OWN_KEYS[key]}")
         if key in FIXED_KEYS:
             raise UserError(f"task.options.{key} cannot be changed: every environment steps at every step")
+    if num_threads < 0:
+        raise UserError(f"task.num_threads={num_threads}: valid are 0 (a choice of ours) and more")
+    if (limit := options.get("max_episode_steps", 1)) is None or limit < 1:  # EnvPool ends every episode after one step then
+        raise UserError(f"task.options.max_episode_steps={limit}: EnvPool takes 1 and more; leave it out for the environment's own")
     family = specs[id][0]
     num_threads = num_threads or threads(family, num_envs)
     with warnings.catch_warnings():

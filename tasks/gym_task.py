@@ -19,7 +19,7 @@ from core.errors import UserError
 from core.registry import register_task
 from core.vecenv import VecEnv
 from tasks import offscreen
-from tasks.gymnasium_task import apply_wrappers, resolve_wrappers
+from tasks.gymnasium_task import apply_wrappers, import_module_of, portable_entry_point, resolve_wrappers
 from tasks.one_env import accepts_seed
 from tasks.spaces import normalize_spaces
 from tasks.vecenvs import check_choice, make_vecenv
@@ -82,10 +82,7 @@ def _find(id: str | None) -> Spec:
         raise UserError("task.id is missing: which environment of gym? Example: task.id=CartPole-v1")
     module, _, name = str(id).rpartition(":")
     if module:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(f"task.id '{id}': cannot import '{module}': {error} (is the module on the path?)") from error
+        import_module_of(str(id), module, "task.id")
     registry = _gym().envs.registry
     if name not in registry:
         close = difflib.get_close_matches(name, list(registry), n=3, cutoff=0.5)
@@ -95,7 +92,7 @@ def _find(id: str | None) -> Spec:
             "with `modules=[...]` or as `module:Id-v0`. What is registered with gymnasium is of kind gymnasium"
         )
     found = registry[name]
-    return Spec(name, found.entry_point, dict(found.kwargs), found.max_episode_steps)
+    return Spec(name, portable_entry_point(found.entry_point), dict(found.kwargs), found.max_episode_steps)
 
 
 @dataclasses.dataclass

@@ -98,11 +98,7 @@ def find_spec(id: str | None, where: str = "task.id") -> EnvSpec:
     if name.startswith("ALE/") and name not in gymnasium.registry:
         module = module or "ale_py"
     if module:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            hint = "pip install ale-py" if module == "ale_py" else "is the module on the path?"
-            raise UserError(f"{where} '{id}': cannot import '{module}': {error} ({hint})") from error
+        import_module_of(str(id), module, where)
     if name not in gymnasium.registry:
         close = difflib.get_close_matches(name, list(gymnasium.registry), n=3, cutoff=0.5)
         guess = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
@@ -111,10 +107,29 @@ def find_spec(id: str | None, where: str = "task.id") -> EnvSpec:
             "An environment of your own has to be registered first: name its module with `modules=[...]` or as `module:Id-v0`"
         )
     spec = copy.copy(gymnasium.registry[name])
-    if isinstance(spec.entry_point, str) and spec.entry_point.startswith("outside_"):
-        owner, _, attribute = spec.entry_point.partition(":")
-        spec.entry_point = getattr(importlib.import_module(owner), attribute)  # its module has no name in other processes
+    spec.entry_point = portable_entry_point(spec.entry_point)
     return spec
+
+
+def import_module_of(id: str, module: str, where: str) -> None:
+    """Imports what stands before the colon of an id, which registers the environment. Raises UserError where that cannot be done."""
+    try:
+        importlib.import_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{where} '{id}': cannot read '{module}': {error}") from error
+    except (ImportError, TypeError) as error:
+        if isinstance(error, TypeError) and not module.startswith("."):  # the module's own
+            raise
+        hint = "pip install ale-py" if module == "ale_py" else "is the module on the path?"
+        raise UserError(f"{where} '{id}': cannot import '{module}': {error} ({hint})") from error
+
+
+def portable_entry_point(entry_point: Any) -> Any:
+    """The class itself where a module of `modules=[FILE]` is named, which has no name in other processes."""
+    if not isinstance(entry_point, str) or not entry_point.startswith("outside_"):
+        return entry_point
+    owner, _, attribute = entry_point.partition(":")
+    return getattr(importlib.import_module(owner), attribute)
 
 
 def resolve_wrappers(entries: list[dict[str, Any] | str]) -> list[tuple[Any, dict[str, Any]]]:

@@ -5,6 +5,7 @@ Runs inside workers, so nothing here imports torch: a worker starts in a second 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import random
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 from tasks.rows import tree_map
-from tasks.spaces import float_obs, float_space
+from tasks.spaces import as_declared, float_obs, float_space
 
 Maker = Callable[[int, "str | None"], Any]  # (index of the environment, render_mode) -> environment
 
@@ -86,9 +87,22 @@ class OneEnv:
         return result[-1]
 
     def mask(self) -> np.ndarray:
-        """(agents, A) booleans: which actions are allowed now."""
+        """(agents, A) booleans: which actions are allowed now. Raises ValueError for a mask of another size."""
         assert self._get_mask is not None
-        return np.asarray(self._get_mask(), dtype=bool).reshape(self.num_agents, -1)
+        mask = np.asarray(self._get_mask(), dtype=bool)
+        if mask.size != self.num_agents * self._choices:
+            agents = f" for each of {self.num_agents} agents" if self.num_agents > 1 else ""
+            raise ValueError(
+                f"an action mask of shape {mask.shape}; wanted is a boolean for each of the {self._choices} choices of "
+                f"{self.env.action_space}{agents}"
+            )
+        return mask.reshape(self.num_agents, -1)
+
+    @functools.cached_property
+    def _choices(self) -> int:
+        space: Any = self.env.action_space
+        heads: Any = space.spaces if isinstance(space, spaces.Tuple) else [space]
+        return sum(int(np.sum(head.nvec if isinstance(head, spaces.MultiDiscrete) else head.n)) for head in heads)
 
     def _time_limit(self) -> int | None:
         """Of ours, or of gymnasium's TimeLimit among the wrappers."""
@@ -96,7 +110,7 @@ class OneEnv:
         while self._limit is None and env is not None:
             if isinstance(env, gymnasium.wrappers.TimeLimit):
                 return env._max_episode_steps
-            env = getattr(env, "env", None)
+            env = _inside(env)
         return self._limit
 
     def _begin(self) -> Any:
@@ -109,7 +123,7 @@ class OneEnv:
     def _write_ends_of_one(self, result: Any) -> bool:
         """`_write_ends` without arrays: they cost as much as the physics of a cheap environment."""
         reward = result[1]
-        self._rewards[0] = reward if isinstance(reward, float | int) else np.asarray(reward, np.float32).reshape(-1)[0]
+        self._rewards[0] = reward if isinstance(reward, float | int) else _one_number(reward)
         done = bool(result[2])
         if len(result) == 5:
             time_out = bool(result[3]) and not done
@@ -150,7 +164,7 @@ class OneEnv:
         return {"obs": agents, "state": tree_map(_squeeze, rows["states"])} if self.central_value else agents
 
     def _agent_rows(self, obs: Any) -> Any:
-        obs = float_obs(obs)
+        obs = as_declared(obs, self.env.observation_space)
         return obs if self.num_agents > 1 else tree_map(_one_row, obs)
 
 
@@ -167,8 +181,20 @@ def find_attr(env: Any, name: str) -> Any:
     while env is not None:
         if hasattr(env, name):
             return getattr(env, name)
-        env = getattr(env, "env", None)
+        env = _inside(env)
     return None
+
+
+def _inside(env: Any) -> Any:
+    inner = getattr(env, "env", None)
+    return None if inner is env else inner
+
+
+def _one_number(reward: Any) -> np.ndarray:
+    array = np.asarray(reward, np.float32)
+    if array.size != 1:
+        raise ValueError(f"a reward of shape {array.shape}, not one number; an environment of several values says `value_size`")
+    return array.reshape(())
 
 
 def _put(rows: Any, obs: Any) -> None:
@@ -180,8 +206,8 @@ def _put(rows: Any, obs: Any) -> None:
     array = obs if type(obs) is np.ndarray else np.asarray(obs)
     if array.shape != rows.shape:
         raise ValueError(f"an observation of shape {array.shape}; the first one had {rows.shape}")
-    if rows.dtype == np.uint8 and array.dtype != np.uint8:
-        raise ValueError(f"an observation of type {array.dtype}; the first one was of uint8")
+    if rows.dtype == np.uint8 and array.dtype.kind not in "iub":
+        raise ValueError(f"an observation of type {array.dtype}; its space declares bytes")
     rows[...] = array
 
 
@@ -229,7 +255,7 @@ def _seeded_reset(env: Any, seed: int) -> Any:
         return env.reset()
     inner = env
     while inner is not None and not accepts_seed(inner.reset):
-        inner = getattr(inner, "env", None)
+        inner = _inside(inner)
     if inner is env:
         return env.reset(seed=seed)
     if inner is not None:

@@ -70,12 +70,14 @@ def _module(id: str | None) -> str:
     if not id:
         raise UserError("task.id is missing: which PettingZoo environment? Example: task.id=mpe2.simple_spread_v3")
     try:
+        if id.startswith("."):
+            raise ModuleNotFoundError(name=id)
         module = importlib.import_module(id)
     except ModuleNotFoundError as error:
         if id.startswith(str(error.name)):  # the environment itself, and not something that it needs
             raise unknown("PettingZoo environment", id, known_ids(), "task.id") from error
         raise UserError(f"task.id '{id}' needs a package: {error}") from error
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise UserError(f"task.id '{id}' cannot be imported: {error}") from error
     if not hasattr(module, "parallel_env"):
         raise UserError(f"task.id '{id}' has no parallel_env: only PettingZoo's parallel environments can be stepped together")
@@ -158,6 +160,9 @@ class Team:
     # ---- between dicts and arrays ------------------------------------------------------------------------------------
 
     def _action(self, action: Any) -> Any:
+        if isinstance(self.action_space, spaces.Box):
+            return np.asarray(action, self.action_space.dtype)
+        action = action + self.action_space.start  # the policy counts from 0
         return int(action) if isinstance(self.action_space, spaces.Discrete) else np.asarray(action, self.action_space.dtype)
 
     def _gather(self, obs: dict[Any, Any]) -> Any:

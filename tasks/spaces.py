@@ -11,6 +11,8 @@ from gymnasium import spaces
 
 from core.errors import UserError
 
+MOST_CHOICES = 1024  # of an integer among the actions
+
 
 def float_space(space: spaces.Space) -> spaces.Space:
     """The space of what `float_obs` returns: float32, but bytes stay bytes; also mends bounds of 1e-38 that stand for -infinity."""
@@ -34,13 +36,31 @@ def float_obs(obs: Any) -> Any:
     return array if array.dtype in (np.uint8, np.float32) else array.astype(np.float32)
 
 
+def as_declared(obs: Any, space: spaces.Space) -> Any:
+    """`float_obs` by what the space says, not the array: bytes are divided by 255 and nothing else is, so the two must not differ.
+
+    Raises UserError where a space of bytes meets numbers with a fraction.
+    """
+    if isinstance(space, spaces.Dict):
+        return {key: as_declared(value, space.spaces[key]) if key in space.spaces else float_obs(value) for key, value in obs.items()}
+    array = np.asarray(obs)
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
+        return array.astype(np.float32, copy=False)
+    if array.dtype.kind not in "iub":
+        raise UserError(
+            f"an observation of type {array.dtype}, and its space declares bytes (uint8), which are divided by 255: "
+            "return bytes, or declare float32"
+        )
+    return array.astype(np.uint8, copy=False)
+
+
 def normalize_spaces(env: gymnasium.Env) -> gymnasium.Env:
     """Wraps `env` where its spaces are not among those a policy here can use.
 
     Observations: Discrete, MultiDiscrete, MultiBinary and Tuple are flattened (one-hot where discrete); a Dict keeps its keys
     and has each entry flattened that is no Box. Stacked pictures (S, H, W, C) become one of S * C channels, the oldest first.
-    Actions: Discrete and MultiDiscrete start at 0, a Tuple of Discrete and MultiBinary become MultiDiscrete, a Box gets one
-    dimension. Raises UserError for the rest.
+    Actions: Discrete and MultiDiscrete start at 0, a Tuple of Discrete, MultiBinary and a Box of integers become MultiDiscrete, a Box of
+    floats gets one dimension. Raises UserError for the rest.
     """
     return _normalize_action(_normalize_observation(env))
 
@@ -91,12 +111,28 @@ def _normalize_action(env: gymnasium.Env) -> gymnasium.Env:
         starts = [int(sub.start) for sub in space.spaces]  # type: ignore[attr-defined]  # all Discrete, checked above
         sizes = [int(sub.n) for sub in space.spaces]  # type: ignore[attr-defined]  # likewise
         return _act(env, lambda a: tuple(int(x) + start for x, start in zip(a, starts, strict=True)), spaces.MultiDiscrete(sizes))
+    if isinstance(space, spaces.Box) and space.dtype.kind in "iub":
+        low, high = space.low.astype(np.int64), space.high.astype(np.int64)
+        if (high - low).max() >= MOST_CHOICES:
+            raise UserError(
+                f"task.id: action space {space} is of integers, each of which becomes a choice among at most {MOST_CHOICES}: "
+                "wrap the environment (task.wrappers) or declare a Box of floats"
+            )
+        return _act(
+            env, lambda a: (np.asarray(a).reshape(low.shape) + low).astype(space.dtype), spaces.MultiDiscrete((high - low + 1).reshape(-1))
+        )
     if isinstance(space, spaces.Box):
-        shape = space.shape
-        if len(shape) == 1:
+        if len(space.shape) == 1 and space.dtype == np.float32:
             return env
-        flat = spaces.Box(space.low.reshape(-1), space.high.reshape(-1), dtype=np.float32)
-        return _act(env, lambda a: np.asarray(a).reshape(shape), flat)
+        flat = spaces.Box(space.low.reshape(-1).astype(np.float32), space.high.reshape(-1).astype(np.float32), dtype=np.float32)
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+
+        def as_declared(action: np.ndarray) -> np.ndarray:
+            given = np.asarray(action).reshape(space.shape)
+            action = given.astype(space.dtype)  # 0.1 of float32 lies above 0.1 of float64
+            return np.where(given == low, space.low, np.where(given == high, space.high, action))
+
+        return _act(env, as_declared, flat)
     raise UserError(f"task.id: action space {space} is none of Box, Discrete, MultiDiscrete, MultiBinary, Tuple of Discrete")
 
 

@@ -49,7 +49,7 @@ def make_vecenv(
     if vecenv == "sync":
         return LocalVecEnv(maker, num_envs, seed, render_mode)
     config = with_address(ray_config, ray_address)
-    maker(0, render_mode).close()  # the mistakes that a user can make show here, before workers start
+    LocalVecEnv(maker, 1, seed, render_mode).close()  # the mistakes that a user can make show here, before workers start
     if vecenv == "async":
         return ProcessVecEnv(maker, num_envs, seed, render_mode, num_workers)
     return RayVecEnv(maker, num_envs, seed, render_mode, num_workers, config)

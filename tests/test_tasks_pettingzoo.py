@@ -160,3 +160,14 @@ def test_actions_of_a_team_arrive_as_its_spaces_want_them() -> None:
     team.reset(seed=0)
     _, rewards, terminated, truncated, _ = team.step(np.full((3, 5), 0.5))
     assert rewards.shape == terminated.shape == truncated.shape == (3,)
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(3, start=4), spaces.MultiDiscrete([2, 3], start=[1, -1])])
+def test_choices_are_counted_from_where_the_space_begins(space: Any) -> None:
+    class Late(Heist):
+        def action_space(self, agent: str) -> spaces.Space:
+            return space
+
+    team = Team(Late())
+    assert team._action(np.zeros(space.shape, np.int64)) in space
+    assert team._action(np.zeros(space.shape, np.int64)) == pytest.approx(space.start)

@@ -124,6 +124,30 @@ def test_a_taken_name_is_refused() -> None:
         register_torch_env("CartPole")(Mine)
 
 
+@pytest.mark.parametrize("wrong", ["state", "rewards", "terminated"])
+def test_results_of_another_shape_are_named(wrong: str) -> None:
+    """Rewards (N, 1) beside flags (N,) would become (N, N) without a word."""
+
+    class Wide(TorchVecEnv):
+        state_size, time_limit = 1, 10
+        observation_space = action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+        def _initial(self, uniform: Any) -> Any:
+            return uniform
+
+        def _advance(self, state: Any, actions: Any) -> Any:
+            result = {"state": state, "rewards": state[:, 0], "terminated": state[:, 0] > 2}
+            return tuple(value.unsqueeze(1) if name == wrong else value for name, value in result.items())
+
+        def _observe(self, state: Any) -> Any:
+            return state
+
+    env = Wide(4, 0, "cpu")
+    env.reset()
+    with pytest.raises(UserError, match=rf"Wide\._advance returned {wrong} of shape .*; wanted is \(4"):
+        env.step(torch.zeros(4, 1))
+
+
 def test_what_lacks_is_named() -> None:
     class Half(TorchVecEnv):
         def _initial(self, uniform: Any) -> Any:
