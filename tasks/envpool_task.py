@@ -262,7 +262,8 @@ def _make_pool(id: str | None, num_envs: int, seed: int, num_threads: int, optio
             raise UserError(f"task.options.{key} cannot be changed: every environment steps at every step")
     if num_threads < 0:
         raise UserError(f"task.num_threads={num_threads}: valid are 0 (a choice of ours) and more")
-    if (limit := options.get("max_episode_steps", 1)) is None or limit < 1:  # EnvPool ends every episode after one step then
+    limit = options.get("max_episode_steps")
+    if isinstance(limit, int) and limit < 1:  # EnvPool ends every episode after one step then
         raise UserError(f"task.options.max_episode_steps={limit}: EnvPool takes 1 and more; leave it out for the environment's own")
     family = specs[id][0]
     num_threads = num_threads or threads(family, num_envs)

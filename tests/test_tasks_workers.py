@@ -137,7 +137,7 @@ class Changes(Counter):
     [
         (np.zeros(3), np.zeros(1), r"shape \(1,\); the first one had \(3,\)"),  # NumPy alone would repeat it three times
         (np.zeros(3), 1.0, r"shape \(\); the first one"),
-        (np.zeros(3, np.uint8), np.full(3, 0.5), "type float64; the first one was of uint8"),  # NumPy alone would cut it to 0
+        (np.zeros(3, np.uint8), np.full(3, 0.5), "type float64; its space declares bytes"),  # NumPy alone would cut it to 0
     ],
 )
 def test_observations_that_change_their_kind(first: np.ndarray, then: Any, message: str) -> None:
