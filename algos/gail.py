@@ -23,6 +23,7 @@ from core.registry import register_algo, register_player
 
 @dataclasses.dataclass(kw_only=True)
 class GAILOptions(DiscriminatorOptions):
+    disc_grad_penalty: float = 3.0
     gail_reward: Literal["positive", "negative", "logit"] = "positive"
     """-log(1 - D), always positive: staying alive pays; log D, always negative: an early end pays; or their sum, D's logit."""
 
