@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from core.errors import UserError
 from core.vecenv import tree_map
 
 SEQUENCE_FIELDS = ("rnn_states",)  # list of (layers, sequences, units): one entry per sequence, not per row
@@ -100,6 +101,9 @@ class Batch:
         Sizes differ by at most one where the rows do not divide evenly (dropped reset rows, a changed batch).
         """
         total = self._total()
+        if total < count:
+            what = "sequences" if self._in_sequences else "rows"
+            raise UserError(f"{count} minibatches of a batch of {total} {what}, rows that only reset left out: make the minibatches larger")
         if order is None and shuffle:
             order = self.draw_order()
         if order is None:

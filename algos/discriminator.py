@@ -282,7 +282,10 @@ class ImitationPlayer(Player):
     def restore_extras(self, extras: dict[str, Any]) -> None:
         entry = registry.algos.get(self.algo)
         self.disc = entry.cls.discriminator(self.policy, algo_options(entry, self.policy.config)).to(self.policy.device).eval()
-        self.disc.load_state_dict(extras["disc"])
+        try:
+            self.disc.load_state_dict(extras["disc"])
+        except RuntimeError as error:
+            raise UserError(f"checkpoint does not fit this algorithm's settings: {' '.join(str(error).split())}") from error
 
     def on_eval_start(self) -> None:
         self.scores: list[Tensor] = []  # one per step, of the rows that are transitions

@@ -78,11 +78,13 @@ class Extras:
             "for_player": sorted(self.for_player),
         }
 
-    def load_state_dict(self, state: dict[str, Any], optimizers: bool = True) -> None:
-        """Raises KeyError naming a registered part that the checkpoint lacks. `optimizers=False` leaves those as they are."""
+    def load_state_dict(self, state: dict[str, Any], modules_only: bool = False) -> None:
+        """`modules_only`: optimizers and what a run has collected (every part that is no module) stay as they are, for a new run from
+        another one's weights. Raises KeyError naming a registered part that the checkpoint lacks."""
         for name, part in self.parts.items():
             if name not in state["parts"]:
                 raise KeyError(name)
-            part.load_state_dict(state["parts"][name])
-        for name, group in self._own_groups() if optimizers else ():
+            if isinstance(part, nn.Module) or not modules_only:
+                part.load_state_dict(state["parts"][name])
+        for name, group in self._own_groups() if not modules_only else ():
             group.optimizer.load_state_dict(state["optimizers"][name])

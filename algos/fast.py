@@ -70,6 +70,8 @@ class Fast:
             return f"the model is {type(agent.model).__module__}.{type(agent.model).__qualname__}"
         if type(agent).model_inputs is not agent.default_class.model_inputs:
             return "'model_inputs' is overridden"
+        if agent.normalize_input and not agent.options.update_normalizer_once:
+            return "the normalizer learns in every minibatch (update_normalizer_once is false)"
         if agent.use_action_masks:
             return "the task has action masks"
         if not isinstance(agent.policy.obs_shape, tuple):

@@ -41,7 +41,10 @@ class Gaussian(torch.autograd.Function):
         sigma = logstd.exp()
         z = (actions - mus).div_(sigma)
         log_volume = logstd.sum(dim=-1)
-        neglogp = torch.addmv(log_volume + HALF_LOG_2PI * mus.shape[-1], z * z, z.new_full((mus.shape[-1],), 0.5))
+        volume = log_volume + HALF_LOG_2PI * mus.shape[-1]
+        half = z.new_full((mus.shape[-1],), 0.5)
+        squares = z * z  # on a GPU, autocast would compute the product with them in bfloat16
+        neglogp = volume + (half * squares).sum(dim=-1) if z.is_cuda else torch.addmv(volume, squares, half)
         entropy = (log_volume + (0.5 + HALF_LOG_2PI) * mus.shape[-1]).expand(mus.shape[0])
         ctx.save_for_backward(z, sigma)
         return neglogp, entropy

@@ -130,7 +130,7 @@ class Hooks(Base):
         Default: mean 0 and standard deviation 1 over the batch; with `normalize_rms_advantage`, by moving statistics.
         """
         if self.advantage_stats is not None:
-            return self.advantage_stats(advantages)
+            return self.advantage_stats(advantages, mask)
         if self.ranks.world > 1:
             return rank_sync.normalized(self.ranks, advantages, mask)
         return losses.normalized(advantages, mask)

@@ -102,11 +102,6 @@ class PPG(Agent):
         limit = self.options.phase_in_checkpoint_mb * 2**20
         self.phase = self.register("phase", Phase(self.options.n_pi, self.seq_length if self.is_rnn else 1, limit, self.policy.device))
 
-    def on_train_start(self):
-        super().on_train_start()
-        if not self.epoch_num:
-            self.phase.clear()  # weights of another run, whose rollouts are not this one's
-
     def _keep_features(self, head, inputs):
         self.features = inputs[0]
 

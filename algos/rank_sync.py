@@ -73,7 +73,7 @@ def share_normalizers(module: nn.Module, ranks: Ranks) -> None:
     with all of them would. Its state and its results stay where they are. Twice for one module is once."""
     for part in module.modules():
         if isinstance(part, MovingMeanStd):
-            update = _learn_moving
+            update: Any = _learn_moving
         elif hasattr(part, "_update_mean_var_count_from_moments"):  # rl_games', as it is and scripted
             update = _learn_running
         else:
@@ -109,8 +109,8 @@ def _learn_running(module: Any, ranks: Ranks, x: Tensor, denorm: bool = False, m
     learn(module, x if mask is None else x[mask.bool()], ranks)
 
 
-def _learn_moving(module: MovingMeanStd, ranks: Ranks, x: Tensor) -> None:
-    mean, var, _ = ranks.moments(x)
+def _learn_moving(module: MovingMeanStd, ranks: Ranks, x: Tensor, mask: Tensor | None = None) -> None:
+    mean, var, _ = ranks.moments(x if mask is None else x[mask.bool()])
     module.update(mean, var + mean * mean)
 
 

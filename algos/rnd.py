@@ -146,6 +146,11 @@ class ReturnScale(nn.Module):
         self.register_buffer("sums", torch.zeros(rows))
         self.stats = RunningMeanStd(())
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        if state_dict[f"{prefix}sums"].shape != self.sums.shape:  # a run of another number of environments begins new sums
+            state_dict[f"{prefix}sums"] = self.sums
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(self, rewards: Tensor, ranks: Ranks = ALONE) -> Tensor:
         """(T, N) -> (T, N)."""
         sums = []

@@ -15,11 +15,12 @@ from algos.agent import Agent
 from algos.losses import gaussian_neglogp
 from algos.options import AgentOptions
 from core.registry import register_algo
+from core.schema import NonNegative
 
 
 @dataclasses.dataclass(kw_only=True)
 class RPOOptions(AgentOptions):
-    rpo_alpha: float = 0.5
+    rpo_alpha: NonNegative = 0.5
     """Half-width of the uniform perturbation, in units of the policy's actions ([-1, 1]); 0 is PPO."""
 
 

@@ -89,7 +89,7 @@ class Saving(Base):
 
     def restore(self, fn: str, set_epoch: bool = True) -> None:
         """Goes on from a checkpoint, ours or stock rl_games'. `set_epoch=False` takes weights, normalizers and registered modules,
-        but starts optimizers, schedules and counters anew.
+        but starts optimizers, schedules, counters and what a run collects (replay, data sets) anew.
 
         Raises UserError where the file cannot be read or does not fit the algorithm or the network.
         """
@@ -109,11 +109,14 @@ class Saving(Base):
         ours = weights.get("gamesmith")
         if ours is not None:
             try:
-                self.extras.load_state_dict(ours["extras"], optimizers=set_epoch)
+                self.extras.load_state_dict(ours["extras"], modules_only=not set_epoch)
             except KeyError as missing:
                 raise UserError(
                     f"checkpoint lacks the registered part {missing}: it was made by another version of the algorithm"
                 ) from missing
+            except RuntimeError as error:  # torch names the tensors
+                told = " ".join(str(error).split())
+                raise UserError(f"checkpoint does not fit this algorithm's settings: {told}") from error
         if not set_epoch:
             return
         self.optimizer.load_state_dict(weights["optimizer"])

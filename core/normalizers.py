@@ -29,7 +29,7 @@ class MovingMeanStd(nn.Module):
     """Exponentially moving mean and standard deviation of a scalar stream, bias-corrected as in Adam.
 
     What rl_games' `normalize_rms_advantage` means to be (its own class raises at construction and at the first update).
-    forward: (L,) -> (L,) normalized by the statistics after this batch, clipped to [-5, 5].
+    forward: (L,) -> (L,) normalized by the statistics after this batch, clipped to [-5, 5]. mask (L,): the rows that they see; None: all.
     """
 
     step: torch.Tensor
@@ -43,9 +43,10 @@ class MovingMeanStd(nn.Module):
         self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
         self.register_buffer("square", torch.zeros((), dtype=torch.float64))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         if self.training:
-            self.update(x.mean(), (x * x).mean())
+            seen = x if mask is None else x[mask.bool()]
+            self.update(seen.mean(), (seen * seen).mean())
         seen = 1.0 - self.decay ** self.step.clamp_min(1).double()
         mean, square = self.mean / seen, self.square / seen
         std = torch.sqrt((square - mean * mean).clamp_min(1e-10))

@@ -247,12 +247,13 @@ def fit_to_spaces(params: dict[str, Any], kind: str, obs_shape: Any) -> dict[str
             raise UserError(f"train.params.network.space has {', '.join(space)}, but the task's actions are {kind}: add '{kind}' there")
         params["network"]["space"] = {kind: space[kind]}
     name = params["model"]["name"]
-    for other, model in MODEL_OF.items():
-        if name == model and other != kind:
-            raise UserError(
-                f"train.params.model.name is '{name}', for {other} actions, but the task's actions are {kind}: "
-                f"use '{MODEL_OF[kind]}' or 'auto'"
-            )
+    served = {"continuous_a2c": "continuous", "soft_actor_critic": "continuous"}
+    served.update({model: action for action, model in MODEL_OF.items()})
+    if served.get(name, kind) != kind:
+        raise UserError(
+            f"train.params.model.name is '{name}', for {served[name]} actions, but the task's actions are {kind}: "
+            f"use '{MODEL_OF[kind]}' or 'auto'"
+        )
     _fit_to_observations(params["network"], obs_shape)
     return params
 
@@ -269,8 +270,8 @@ def _fit_to_observations(network: dict[str, Any], obs_shape: Any) -> None:
     if isinstance(obs_shape, dict):
         raise UserError(
             f"network '{network['name']}' reads one array, but the task's observations are a Dict of {', '.join(obs_shape)}: "
-            "flatten them (task.flatten_obs=true, or task.wrappers=[{name: FlattenObservation}]) or use a network that reads them "
-            "(docs/networks.md)"
+            "flatten them (EnvPool: task.flatten_obs=true, others: task.wrappers=[{name: FlattenObservation}]) or use a network that "
+            "reads them (docs/networks.md)"
         )
     if len(obs_shape) != 1 and "cnn" not in network:
         raise UserError(

@@ -63,6 +63,8 @@ def _train_on(ranks: Ranks, cfg: dict[str, Any], entry: AlgoEntry) -> dict[str, 
     keep_freed_memory()
     with contextlib.closing(make_rank_env(ranks, cfg, params)) as env:
         kind = check_actions(entry, env)
+        if params["config"].get("use_action_masks") and not env.has_action_masks():
+            raise UserError("train.params.config.use_action_masks is true, but this task has no action masks")
         check_batch(params, env.num_agents)
         # What cannot be built or loaded is told before there is a run directory; the agent's own network is built from the same seed.
         policy = (entry.policy or Policy)(params, env.get_env_info(), env.num_envs, "cpu")
@@ -101,12 +103,16 @@ def _train(
     limits = [n if n and n > 0 else None for n in (config.get("max_frames"), config.get("max_epochs"))]
     wanted = wanted_observers(cfg) if ranks.is_main else dict.fromkeys(ENV_OBSERVERS)
     observers = make_observers(wanted, Run(run_dir, cfg, *limits))
-    run_dir.write_config(cfg)
-    run_dir.start(head)
+    begun = not cfg["resume"]  # a resume that is refused leaves the run as it was
+    if begun:
+        run_dir.write_config(cfg)
+        run_dir.start(head)
     context = RunContext(entry, run_dir.path, observers, cfg, cfg["save_interval"], ranks=ranks)
     result: dict[str, Any] = {**head, "exit_reason": "failed"}
 
     def write_failure(message: str) -> None:
+        if not begun:
+            return
         result.update(exit_reason="failed", error=message)
         run_dir.write_result(result)
         run_dir.finish(f"failed: {message}")
@@ -116,6 +122,10 @@ def _train(
         with evaluation_in_training(cfg, params, entry, context):
             agent = entry.cls.for_actions(kind)(params, env, context)
             _start_from(cfg, agent, run_dir)
+            if not begun:
+                run_dir.write_config(cfg)
+                run_dir.start(head)
+                begun = True
             if ranks.is_main:
                 print_run_table(describe(cfg, params, entry, env, agent, run_dir), title=run_dir.path.name)
             first_step = FirstStep(env)
@@ -131,13 +141,15 @@ def _train(
     except BaseException as error:
         told = ranks.explain(out_of_memory(error, params) or error)
         result.update(exit_reason="failed", error=_told(told))
-        run_dir.write_result(result)
+        if begun:
+            run_dir.write_result(result)
         if told is not error:
             raise told from error
         raise
     finally:
         observers.close()
-        run_dir.finish(result["exit_reason"] if result["exit_reason"] != "failed" else f"failed: {result.get('error', '')}")
+        if begun:
+            run_dir.finish(result["exit_reason"] if result["exit_reason"] != "failed" else f"failed: {result.get('error', '')}")
     if not ranks.is_main:
         return result
     _draw(run_dir)
@@ -215,13 +227,12 @@ def _play(cfg: dict[str, Any], record: Path | None = None) -> _Played:
     state = checkpoint.load(cfg["checkpoint"], device)
     checkpoint.check_fits(state, entry.name, cfg["checkpoint"])
     player_class = registry.players.get(entry.player)
-    lives = (params["config"].get("player") or {}).get("n_game_life", 1)
     started = time.perf_counter()
     with contextlib.closing(make_env(cfg, num_envs, seed, device)) as env:
         check_actions(entry, env)
         policy = make_policy(entry, params, env, num_envs, device, state, cfg["sigma"])
         player: Any = (player_class.recording() if record else player_class)(
-            policy, env, games_num=games, deterministic=settings["deterministic"], seed=seed, n_game_life=lives
+            policy, env, games_num=games, deterministic=settings["deterministic"], seed=seed, n_game_life=lives_per_game(params)
         )
         player.restore_extras(checkpoint.player_extras(state))
         played = player.run()
@@ -230,6 +241,11 @@ def _play(cfg: dict[str, Any], record: Path | None = None) -> _Played:
     result = {**head, "frames": state.get("frame"), "epochs": state.get("epoch"), **played}
     result["seconds"] = time.perf_counter() - started
     return _Played(result, params, entry, state, seed, player_class, transitions)
+
+
+def lives_per_game(params: dict[str, Any]) -> int:
+    """rl_games' `player.n_game_life`: episodes that make one game."""
+    return (params["config"].get("player") or {}).get("n_game_life", 1)
 
 
 def _origin(cfg: dict[str, Any], entry: AlgoEntry, state: dict[str, Any]) -> dict[str, Any]:
@@ -381,7 +397,9 @@ def evaluation_in_training(cfg: dict[str, Any], params: dict[str, Any], entry: A
             made["env"] = make_env(cfg, num_envs, seed, config["device"])
         with checkpoint.kept_rng():
             policy = make_policy(entry, params, made["env"], num_envs, config["device"], state)
-            player = registry.players.get(entry.player)(policy, made["env"], games_num=games, deterministic=True, seed=seed)
+            player = registry.players.get(entry.player)(
+                policy, made["env"], games_num=games, deterministic=True, seed=seed, n_game_life=lives_per_game(params)
+            )
             player.restore_extras(checkpoint.player_extras(state))
             played = player.run()
         return {"eval/return_mean": played["return"]["mean"], "eval/return_iqm": played["return"]["iqm"],

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from core import registry
 
@@ -37,15 +37,22 @@ def unread(meaning: str = "read by nothing in rl_games 1.6.5") -> Key:
     return Key(Any, meaning, read=False)
 
 
+def _limit(value: int) -> int:
+    if value < 1 and value != -1:
+        raise ValueError("valid are -1 (no limit) and 1 or more")
+    return value
+
+
 Number = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
-Limit = Annotated[int, Field(ge=-1)]
+Limit = Annotated[int, AfterValidator(_limit)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Field(min_length=1)]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 OneOrMany = Annotated[list[Text], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Free = dict[str, Any]
 
@@ -356,7 +363,7 @@ COMMON_CONFIG: Section = {
     "network_path": Key(Text, "rl_games reads it and uses it for nothing"),
     "log_path": Key(Text, "rl_games reads it and uses it for nothing"),
     "features": Key(Free, "rl_games' observer and soft augmentation", nullable=True),
-    "torch_compile": Key(bool | Text | Free, "compile the networks; a mode, or {mode, critic_mode}"),
+    "torch_compile": Key(bool | CompileMode | Free, "compile the networks; a mode, or {mode, critic_mode}"),
     "multi_gpu": Key(bool, "data-parallel training, which torchrun starts: docs/scale.md"),
     "population_based_training": Key(bool, "rl_games' PBT names and intervals"),
     "pbt_idx": Key(Natural, "index of the policy in its population"),
@@ -459,13 +466,16 @@ SAC_CONFIG: Section = {
 # ---- what depends on registered classes -----------------------------------------------------------------------------
 
 
+FINITE: dict[Any, Any] = {float: Number, float | None: Number | None}
+
+
 def of_dataclass(options: type) -> Section:
-    """The keys of a dataclass; one without a default is required."""
+    """The keys of a dataclass; one without a default is required. A float is a finite one."""
     hints = typing.get_type_hints(options, include_extras=True)
     missing = dataclasses.MISSING
     return {
         field.name: Key(
-            hints[field.name],
+            FINITE.get(hints[field.name], hints[field.name]),
             f"a key of {options.__name__}",
             required=field.default is missing and field.default_factory is missing,
         )

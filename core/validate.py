@@ -102,7 +102,7 @@ def convert(value: Any, kind: Any) -> Any:
     try:
         result = adapter.validate_python(value)
     except pydantic.ValidationError as error:
-        told = dict.fromkeys(e["msg"].replace("Input should", "should") for e in error.errors())
+        told = dict.fromkeys(e["msg"].replace("Input should", "should").removeprefix("Value error, ") for e in error.errors())
         choices = re.findall(r"'([^']*)'", " ".join(str(e.get("ctx", {}).get("expected", "")) for e in error.errors()))
         close = nearest(str(value), choices)
         raise ValueError(" or ".join(told) + (f". Did you mean '{close}'?" if close else "")) from None

@@ -47,6 +47,11 @@ class Attention(ActorCritic):
         heads: int = 2
         layers: int = 1
 
+        def __post_init__(self) -> None:
+            for name in ("token_size", "width", "heads", "layers"):
+                if getattr(self, name) < 1:
+                    raise ValueError(f"train.params.network.{name} is {getattr(self, name)}; valid: 1 or more")
+
     def build_encoder(self, obs_shape: Any) -> int:
         c = self.config
         if not isinstance(obs_shape, tuple) or len(obs_shape) != 1 or obs_shape[0] % c.token_size:

@@ -42,7 +42,7 @@ class Gate(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         (r_y, z_y, g_y), (r_x, z_x) = self.of_y(y).chunk(3, dim=-1), self.of_x(x).chunk(2, dim=-1)
         r, z = torch.sigmoid(r_y + r_x), torch.sigmoid(z_y + z_x - self.bias)
-        return torch.lerp(x, torch.tanh(g_y + self.of_kept(r * x)), z)
+        return torch.lerp(x, torch.tanh(g_y + self.of_kept(r * x)).to(x.dtype), z.to(x.dtype))  # under autocast they differ
 
 
 def sinusoids(count: int, width: int) -> Tensor:

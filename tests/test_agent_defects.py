@@ -97,6 +97,8 @@ def test_rms_advantage_by_hand():
     y = torch.tensor([6.0, 6.0])  # mean (0.25 * 2 + 0.5 * 6) / 0.75 = 14/3; squares (0.25 * 5 + 0.5 * 36) / 0.75 = 77/3
     std = (77 / 3 - (14 / 3) ** 2) ** 0.5
     assert stats(y).tolist() == pytest.approx([(6 - 14 / 3) / std] * 2, abs=1e-5)
+    masked = MovingMeanStd(decay=0.5)  # rows that only reset are no part of the statistics
+    assert masked(torch.tensor([1.0, 3.0, 100.0]), torch.tensor([1.0, 1.0, 0.0])).tolist() == pytest.approx([-1.0, 1.0, 5.0], abs=1e-5)
 
 
 def test_bounds_loss_coef_null(tmp_path):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from rl_games.algos_torch import players
 
+from algos.extras import Extras
 from core import checkpoint
 from core.errors import UserError
 from core.quiet import quiet
@@ -90,6 +91,54 @@ def test_resume_needs_the_same_number_of_environments(tmp_path):
         command(f"resume={tmp_path}/run", "max_epochs=2", "num_envs=8")
 
 
+def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path):
+    run = tmp_path / "run"
+    command("task=TorchPendulum", *SMALL, f"run_dir={run}", "max_epochs=1")
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for change in ("train.params.network.mlp.units=[7]", "num_envs=8"):
+        with pytest.raises(UserError, match="checkpoint"):
+            command(f"resume={run}", "max_epochs=2", change)
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "tfevents" not in path.name}
+    assert kept == {path: content for path, content in files.items() if "tfevents" not in path.name}
+    assert command(f"resume={run}", "max_epochs=2")["epochs"] == 2
+
+
+def test_a_registered_part_of_another_size_is_told_and_sums_begin_anew(tmp_path):
+    argv = ("task=CartPole", "train=RND", *SMALL, "max_epochs=1")
+    command(*argv, f"run_dir={tmp_path}/run")
+    with pytest.raises(UserError, match=r"does not fit this algorithm's settings: .*size mismatch"):
+        command(f"resume={tmp_path}/run", "max_epochs=2", "train.params.config.rnd_features=8")
+    last = f"checkpoint={tmp_path}/run/nn/last.pth"
+    command(*argv, last, "num_envs=8", f"run_dir={tmp_path}/wide")  # its running sums of intrinsic rewards are one per environment
+
+
+class Collection:
+    """What an agent has collected; no module."""
+
+    def __init__(self):
+        self.rows = []
+
+    def state_dict(self):
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state):
+        self.rows = state["rows"]
+
+
+def test_a_new_run_from_a_checkpoint_takes_modules_and_not_what_was_collected():
+    def extras():
+        made = Extras(torch.device("cpu"))
+        return made, made.add("net", torch.nn.Linear(2, 2)), made.add("data", Collection())
+
+    before, net, data = extras()
+    data.rows = [1, 2]
+    for modules_only, rows in ((False, [1, 2]), (True, [])):
+        after, new_net, new_data = extras()
+        after.load_state_dict(before.state_dict(), modules_only=modules_only)
+        assert torch.equal(new_net.weight, net.weight)
+        assert new_data.rows == rows
+
+
 def test_random_state_continues():
     state = checkpoint.rng_state()
     first = (torch.rand(3), np.random.rand(3), np.random.randn(1))
@@ -105,6 +154,7 @@ def test_random_state_continues():
 
 WRITER = """
 import sys, torch
+from algos.extras import Extras
 from core import checkpoint
 n = 0
 while True:

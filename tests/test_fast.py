@@ -481,6 +481,10 @@ def test_what_the_fast_path_cannot_serve_takes_the_plain_one(tmp_path, monkeypat
     assert "ModelA2CMultiDiscrete" in many.fast.reason or "MultiDiscrete" in many.fast.reason
     compat = agent_of(Agent, tmp_path / "d", monkeypatch, compat="rl_games")
     assert compat.fast.reason == "fused is false"
+    often = agent_of(Agent, tmp_path / "f", monkeypatch, update_normalizer_once=False)
+    assert "update_normalizer_once" in often.fast.reason
+    often.train()
+    assert often.model.running_mean_std.count > 1000  # the rows of every minibatch, which the plain path sees
     wide = agent_of(Agent, tmp_path / "e", monkeypatch, mlp={"activation": "swish"})
     assert wide.fast.reason is None
     assert wide.fast.fused is None  # its own forward pass, on the fast rollout

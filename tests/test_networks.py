@@ -13,7 +13,8 @@ from core.errors import UserError
 from core.policy import Policy
 from networks.pictures import Residual, Stage
 from networks.simba import Block
-from tests.toys import toy_params
+from tests.agents import our_agent
+from tests.toys import ToyVecEnv, toy_params
 
 registry.discover()
 
@@ -160,3 +161,19 @@ def test_separate_gives_the_critic_all_layers_of_its_own(name):
 
 def _gradient(parameter, out):
     return torch.autograd.grad(out.sum(), parameter, retain_graph=True, allow_unused=True)[0]
+
+
+def test_gtrxl_in_bfloat16(tmp_path):
+    """Autocast leaves some of a gate's inputs in float32, which torch.lerp does not take beside bfloat16."""
+    params = toy_params(max_epochs=1)
+    params["network"].update(name="gtrxl", width=8, heads=2, layers=1, memory_length=4, feed_forward=8)
+    params["config"].update(precision="bf16", seq_length=4)
+    our_agent(params, ToyVecEnv(), tmp_path).train()
+
+
+@pytest.mark.parametrize("size", ["token_size", "heads", "layers", "width"])
+def test_attention_of_no_size_is_named(size, tmp_path):
+    params = toy_params()
+    params["network"].update(name="attention", **{"token_size": 1, size: 0})
+    with pytest.raises(UserError, match=f"train.params.network.{size} is 0; valid: 1 or more"):
+        our_agent(params, ToyVecEnv(), tmp_path)

@@ -97,6 +97,13 @@ def test_evaluation_in_training_leaves_the_run_as_it_is(tmp_path):
     assert ["eval/return_mean" in line for line in lines] == [False, True, False, True]
 
 
+def test_evaluation_in_training_counts_games_as_playing_does(tmp_path):
+    lives = "+train.params.config.player={n_game_life: 3}"
+    command(*TORCH, lives, "max_epochs=1", f"run_dir={tmp_path}/a", "train.params.config.eval_every=1", "train.params.config.eval_games=2")
+    (line,) = read_metrics(tmp_path / "a" / "metrics.jsonl")
+    assert line["eval/length_mean"] == 3 * 200  # Pendulum's episodes all last 200 steps
+
+
 def test_a_checkpoint_starts_a_new_run(tmp_path):
     command(*TORCH, "max_epochs=2", f"run_dir={tmp_path}/a")
     command(*TORCH, "max_epochs=1", f"run_dir={tmp_path}/b", f"checkpoint={tmp_path}/a/nn/last.pth", "train.params.config.learning_rate=1e-12",
@@ -214,6 +221,12 @@ def test_mistakes_end_with_status_2_and_no_traceback(argv, told):
         (("train.params.algo.name=rpoo",), r"unknown algorithm 'rpoo' at train.params.algo.name. Did you mean 'rpo'"),
         (("train.params.network.name=actor_critik",), "Did you mean 'actor_critic'"),
         (("train.params.model.name=continuous",), "Did you mean 'continuous_a2c"),
+        (("task=TorchCartPole", "train.params.model.name=continuous_a2c"), "for continuous actions, but the task's actions are discrete"),
+        (("train.params.config.use_action_masks=true",), "this task has no action masks"),
+        (("train.params.config.torch_compile=foo",), "'reduce-overhead'"),
+        (("max_frames=0",), r"max_frames is 0, but valid are -1 \(no limit\) and 1 or more"),
+        (("train=TRPO", "train.params.config.max_kl=nan"), "max_kl is nan, but should be a finite number"),
+        (("train=RPO", "train.params.config.rpo_alpha=-1"), "rpo_alpha is -1, but should be greater than or equal to 0"),
         (("task=envpool", "task.id=HalfCheeta-v4"), "HalfCheetah-v4"),
         (("task=gymnasium", "task.id=CartPole-v7"), "CartPole-v1"),
         (("task.id=Pendulun",), "Did you mean 'Pendulum'"),
