@@ -200,6 +200,7 @@ class SAC(SACAgent):
         state["gamesmith"] = {
             **checkpoint.manifest(self.context.entry.name, self.kind, self.context.cfg, spaces),
             "seconds": self.seconds,
+            "episodes": self.episodes,
             "rng": checkpoint.rng_state(),
         }
         return state
@@ -213,6 +214,6 @@ class SAC(SACAgent):
             with torch.no_grad():
                 self.log_alpha.copy_(state["log_alpha"])
         if set_epoch and "gamesmith" in state:
-            self.seconds = state["gamesmith"]["seconds"]
+            self.seconds, self.episodes = state["gamesmith"]["seconds"], state["gamesmith"].get("episodes", 0)
             checkpoint.set_rng_state(state["gamesmith"]["rng"])
             self.num_warmup_steps += self.epoch_num

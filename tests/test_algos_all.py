@@ -7,6 +7,7 @@ import pytest
 from core import checkpoint, registry
 from core.config import CONFIG_DIR
 from core.errors import UserError
+from core.run_dir import read_metrics
 from tests.command import SMALL, command, resolve
 from tests.experts import demonstrations, teacher
 
@@ -64,6 +65,9 @@ def test_trains_saves_resumes_and_plays(name, kind, tmp_path):
     for file in ("config.yaml", "run.json", "metrics.jsonl", "result.json", "learning_curve.png", "nn/last.pth"):
         assert (tmp_path / "run" / file).stat().st_size, file
     assert command(f"resume={tmp_path}/run", "max_epochs=5")["epochs"] == 5
+    for counter in ("epoch", "frames", "seconds", "episodes"):  # which a resume does not begin anew
+        counted = [line[counter] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+        assert counted == sorted(counted), counter
     played = command("test=True", f"checkpoint={result['checkpoint']}", "player.games_num=3", "player.num_envs=2")
     assert played["episodes"] == 3
     assert len(played["per_episode"]) == 3
