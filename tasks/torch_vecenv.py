@@ -105,7 +105,6 @@ class TorchVecEnv(VecEnv):
         self.state = self._draw()
         self.steps = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._twin: gymnasium.Env | None = None
-        self._checked = False
 
     def reset(self) -> torch.Tensor:
         self.state = self._draw()
@@ -115,8 +114,7 @@ class TorchVecEnv(VecEnv):
     def step(self, actions: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             state, rewards, terminated = self._advance(self.state, torch.as_tensor(actions, device=self.device))
-            if not self._checked:
-                self._check_shapes(state, rewards, terminated)
+            self._check_shapes(state, rewards, terminated)
             steps = self.steps + 1
             truncated = steps >= self.max_episode_steps
             dones = terminated | truncated
@@ -127,12 +125,11 @@ class TorchVecEnv(VecEnv):
             return self._observe(self.state), rewards, dones, infos
 
     def _check_shapes(self, state: torch.Tensor, rewards: torch.Tensor, terminated: torch.Tensor) -> None:
-        """In the first step: rewards of (N, 1) would be spread to (N, N) somewhere else."""
+        """Rewards of (N, 1) would be spread to (N, N) somewhere else."""
         wanted = {"state": (state, self._shape), "rewards": (rewards, self._shape[:1]), "terminated": (terminated, self._shape[:1])}
         for name, (found, shape) in wanted.items():
             if tuple(found.shape) != shape:
                 raise UserError(f"{type(self).__name__}._advance returned {name} of shape {tuple(found.shape)}; wanted is {shape}")
-        self._checked = True
 
     def detach(self) -> None:
         self.state = self.state.detach()
