@@ -112,12 +112,12 @@ def _normalize_action(env: gymnasium.Env) -> gymnasium.Env:
         sizes = [int(sub.n) for sub in space.spaces]  # type: ignore[attr-defined]  # likewise
         return _act(env, lambda a: tuple(int(x) + start for x, start in zip(a, starts, strict=True)), spaces.MultiDiscrete(sizes))
     if isinstance(space, spaces.Box) and space.dtype.kind in "iub":
-        low, high = space.low.astype(np.int64), space.high.astype(np.int64)
-        if (high - low).max() >= MOST_CHOICES:
+        if (space.high.astype(np.float64) - space.low.astype(np.float64)).max() >= MOST_CHOICES:
             raise UserError(
                 f"task.id: action space {space} is of integers, each of which becomes a choice among at most {MOST_CHOICES}: "
                 "wrap the environment (task.wrappers) or declare a Box of floats"
             )
+        low, high = space.low.astype(np.int64), space.high.astype(np.int64)
         return _act(
             env, lambda a: (np.asarray(a).reshape(low.shape) + low).astype(space.dtype), spaces.MultiDiscrete((high - low + 1).reshape(-1))
         )
@@ -127,12 +127,12 @@ def _normalize_action(env: gymnasium.Env) -> gymnasium.Env:
         flat = spaces.Box(space.low.reshape(-1).astype(np.float32), space.high.reshape(-1).astype(np.float32), dtype=np.float32)
         low, high = space.low.astype(np.float32), space.high.astype(np.float32)
 
-        def as_declared(action: np.ndarray) -> np.ndarray:
+        def in_box(action: np.ndarray) -> np.ndarray:
             given = np.asarray(action).reshape(space.shape)
             action = given.astype(space.dtype)  # 0.1 of float32 lies above 0.1 of float64
             return np.where(given == low, space.low, np.where(given == high, space.high, action))
 
-        return _act(env, as_declared, flat)
+        return _act(env, in_box, flat)
     raise UserError(f"task.id: action space {space} is none of Box, Discrete, MultiDiscrete, MultiBinary, Tuple of Discrete")
 
 

@@ -117,8 +117,10 @@ def test_a_box_of_integers_is_a_choice_for_each() -> None:
     outer.step(np.array([0, 2]))
     assert env.last.tolist() == [[-1], [5]]
     assert env.action_space.contains(env.last)
-    with pytest.raises(UserError, match="choice among at most 1024"):
-        normalize_spaces(Odd(action=spaces.Box(0, 5000, (2,), np.int64)))
+    ends = np.iinfo(np.int64)
+    for low, high in ((0, 5000), (ends.min, ends.max)):
+        with pytest.raises(UserError, match="choice among at most 1024"):
+            normalize_spaces(Odd(action=spaces.Box(low, high, (2,), np.int64)))
 
 
 # ---- observations, rewards, infos ---------------------------------------------------------------------------------------
