@@ -185,8 +185,8 @@ class EpisodeStats:
 
     def load_state_dict(self, state: dict[str, Any], running: bool) -> None:
         """`running`: the environments continue where they stood; otherwise their unfinished episodes are dropped."""
-        self.returns.extend(state["returns"].numpy())
-        self.shaped.extend(state["shaped"].numpy())
+        self.returns.extend(state["returns"].cpu().numpy())
+        self.shaped.extend(state["shaped"].cpu().numpy())
         self.lengths.extend(state["lengths"])
         self.finished = state["finished"]
         if running:

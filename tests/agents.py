@@ -35,7 +35,7 @@ def our_agent(params: dict[str, Any], env: VecEnv, path: Path, algo: str = "ppo"
     (path / "nn").mkdir(parents=True, exist_ok=True)
     entry = registry.algos.get(algo)
     config = params["config"]
-    policy = (entry.policy or Policy)(copy.deepcopy(params), env.get_env_info(), config["num_actors"], "cpu")
+    policy = (entry.policy or Policy)(copy.deepcopy(params), env.get_env_info(), config["num_actors"], config["device"])
     entry.cls.check_run(algo_options(entry, config), policy, env)
     seed_all(params["seed"])
     context = RunContext(entry, path, Observers(observers), cfg={})

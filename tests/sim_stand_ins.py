@@ -44,13 +44,13 @@ RULES = {
 class Counting:
     """The world that all of them simulate: x (N,), steps (N,), and k (N,), the number of the running episode."""
 
-    def __init__(self, num_envs: int, rules: Rules) -> None:
+    def __init__(self, num_envs: int, rules: Rules, device: Any = "cpu") -> None:
         self.rules = rules
-        self.x, self.k = torch.zeros(num_envs), torch.full((num_envs,), -1.0)
-        self.steps = torch.zeros(num_envs, dtype=torch.long)
+        self.x, self.k = torch.zeros(num_envs, device=device), torch.full((num_envs,), -1.0, device=device)
+        self.steps = torch.zeros(num_envs, dtype=torch.long, device=device)
 
     def begin(self, rows: torch.Tensor) -> None:
-        self.x[rows] = torch.rand(len(rows)) if self.rules.draws else 0.0
+        self.x[rows] = torch.rand(len(rows), device=self.x.device) if self.rules.draws else 0.0
         self.steps[rows] = 0
         self.k[rows] += 1
 
@@ -82,11 +82,11 @@ class LabEnv(gymnasium.Env):
     def __init__(self, cfg: Any, render_mode: str | None = None, **kwargs: Any) -> None:
         self.cfg, self.render_mode, self.device = cfg, render_mode, cfg.sim.device
         self.num_envs = cfg.scene.num_envs
-        self.world = Counting(self.num_envs, cfg.rules)
+        self.world = Counting(self.num_envs, cfg.rules, self.device)
         self.single_observation_space = spaces.Dict(policy=spaces.Box(-np.inf, np.inf, (2,)), critic=spaces.Box(-np.inf, np.inf, (3,)))
         self.single_action_space = spaces.Box(-np.inf, np.inf, (1,))
-        self.obs_buf = {"policy": torch.zeros(self.num_envs, 2), "critic": torch.zeros(self.num_envs, 3)}
-        self.reward_buf = torch.zeros(self.num_envs)
+        self.obs_buf = {n: torch.zeros(self.num_envs, size, device=self.device) for n, size in (("policy", 2), ("critic", 3))}
+        self.reward_buf = torch.zeros(self.num_envs, device=self.device)
         self.seeds: list[Any] = []
         self.closed = 0
         self._seed(cfg.seed)
@@ -111,7 +111,7 @@ class LabEnv(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         self.seeds.append(seed)
         self._seed(seed)
-        self._reset_idx(torch.arange(self.num_envs))
+        self._reset_idx(torch.arange(self.num_envs, device=self.device))
         return self._observations(), {}
 
     def _observations(self) -> dict[str, torch.Tensor]:
@@ -165,8 +165,9 @@ class SkillEnv(gymnasium.Env):
             raise RuntimeError("too many for the CPU")
         if kwargs:
             raise TypeError(f"unexpected keyword {sorted(kwargs)}")
-        self.num_envs, self.obs_mode, self.device = num_envs, obs_mode, torch.device("cpu")
-        self.world = Counting(num_envs, RULES[rules])
+        self.num_envs, self.obs_mode = num_envs, obs_mode
+        self.device = torch.device("cuda" if sim_backend == "physx_cuda" else "cpu")
+        self.world = Counting(num_envs, RULES[rules], self.device)
         self.single_observation_space = spaces.Box(-np.inf, np.inf, (2,))
         self.single_action_space = spaces.Box(-1.0, 1.0, (1,))
         self.seeds: list[Any] = []
@@ -174,7 +175,7 @@ class SkillEnv(gymnasium.Env):
     def _obs(self) -> Any:
         if self.obs_mode == "state":
             return self.world.obs
-        picture = torch.full((self.num_envs, 4, 4, 3), 7, dtype=torch.uint8)
+        picture = torch.full((self.num_envs, 4, 4, 3), 7, dtype=torch.uint8, device=self.device)
         return {"agent": {"qpos": self.world.obs}, "sensor_data": picture}
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -183,7 +184,7 @@ class SkillEnv(gymnasium.Env):
         with drawn:  # without a seed the global generator is drawn from
             if seed is not None:
                 torch.manual_seed(seed)
-            self.world.begin((options or {}).get("env_idx", torch.arange(self.num_envs)))
+            self.world.begin((options or {}).get("env_idx", torch.arange(self.num_envs, device=self.device)))
         return self._obs(), {}
 
     def step(self, actions: torch.Tensor) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -215,7 +216,7 @@ class ManiSkillVectorEnv:
         dones = terminated | truncated
         if dones.any():
             final, final_info = _clones(obs), _clones(infos)
-            obs, infos = self.reset(options={"env_idx": torch.arange(self.num_envs)[dones]})
+            obs, infos = self.reset(options={"env_idx": torch.arange(self.num_envs, device=dones.device)[dones]})
             infos.update(final_observation=final, final_info=final_info, _final_observation=dones)
         return obs, rewards, terminated, truncated, infos
 
@@ -240,16 +241,16 @@ class GymTask:
         """bonus: paid in every step, that of a reset included."""
         self.num_envs, self.rl_device, self.num_states, self.bonus = num_envs, rl_device, num_states, bonus
         self.max_episode_length = rules.limit
-        self.world = Counting(num_envs, rules)
+        self.world = Counting(num_envs, rules, rl_device)
         self.action_space = spaces.Box(-1.0, 1.0, (1,))
-        self.obs_buf, self.rew_buf = torch.zeros(num_envs, 2), torch.zeros(num_envs)
-        self.reset_buf = torch.ones(num_envs, dtype=torch.long)
+        self.obs_buf, self.rew_buf = torch.zeros(num_envs, 2, device=rl_device), torch.zeros(num_envs, device=rl_device)
+        self.reset_buf = torch.ones(num_envs, dtype=torch.long, device=rl_device)
         self.obs_dict: dict[str, torch.Tensor] = {}
         self.extras: dict[str, Any] = {}
         self.frames = 0
 
     def zero_actions(self) -> torch.Tensor:
-        return torch.zeros(self.num_envs, 1)
+        return torch.zeros(self.num_envs, 1, device=self.rl_device)
 
     def _told(self) -> dict[str, torch.Tensor]:
         self.obs_dict["obs"] = self.obs_buf

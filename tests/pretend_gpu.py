@@ -1,0 +1,256 @@
+"""A GPU for machines without one: tensors remember on which device a real run would have them, and are held to CUDA's rules.
+
+Their numbers lie on the CPU. Two devices in one operation are an error as on a GPU, so is NumPy's view of a tensor there, and what makes the host wait for the
+device is counted. What it cannot tell: whether a kernel exists and what it computes, streams, memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+import torch._dynamo  # which a mode would import in its first operation
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+aten = torch.ops.aten
+GPU = torch.device("cuda:0")
+CPU = torch.device("cpu")
+MOVES = (aten.copy_, aten._to_copy, aten._copy_from)
+INDEXED = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index)  # whose indices may lie on the CPU
+WAITS = (
+    aten._local_scalar_dense,
+    aten.nonzero,
+    aten.masked_select,
+    aten.equal,
+    aten.unique_dim,
+    aten._unique2,
+)  # whose result the host must know
+
+
+class PretendGpu:
+    """`with PretendGpu() as gpu:` torch has one CUDA device. `gpu.waits` counts by operation what the host waited for, `gpu.places` by line of code."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, StorageWeakRef] = {}  # storages on the device; a weak reference keeps their address from being used again
+        self.waits: Counter[str] = Counter()
+        self.places: Counter[str] = Counter()
+        self.within = False  # a function that was given tensors there: what it makes of nothing, in C++, lies there too
+
+    def __enter__(self) -> PretendGpu:
+        self.stack = contextlib.ExitStack()
+        for change in patches(self):
+            self.stack.enter_context(change)
+        self.stack.enter_context(Operations(self))
+        self.stack.enter_context(Functions(self))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.stack.__exit__(*error)
+
+    def has(self, x: Tensor) -> bool:
+        with torch._C.DisableTorchFunction():
+            ref = self.held.get(x.untyped_storage()._cdata)
+        return ref is not None and not ref.expired()
+
+    def put(self, x: Tensor, there: bool = True) -> Tensor:
+        """Declares where `x`, and every view of it, lies."""
+        with torch._C.DisableTorchFunction():
+            storage = x.untyped_storage()
+            if not there:
+                self.held.pop(storage._cdata, None)
+            elif storage._cdata not in self.held:
+                self.held[storage._cdata] = StorageWeakRef(storage)
+                if len(self.held) > 100_000:
+                    self.held = {key: ref for key, ref in self.held.items() if not ref.expired()}
+        return x
+
+    def moved(self, x: Tensor, device: Any, dtype: Any = None, copy: bool = False) -> Tensor:
+        there = torch.device(device).type == "cuda"
+        if there != self.has(x):
+            if not there:
+                self.wait("to('cpu')")
+            result = x.to(dtype, copy=True) if dtype is not None and dtype != x.dtype else x.clone()
+            return self.put(result, there)
+        return x.to(dtype or x.dtype, copy=copy)
+
+    def wait(self, what: str) -> None:
+        self.waits[what] += 1
+        frame = sys._getframe()
+        while frame.f_back and ("site-packages" in (file := frame.f_code.co_filename) or file == __file__):
+            frame = frame.f_back
+        self.places[f"{what} {frame.f_code.co_filename}:{frame.f_lineno}"] += 1
+
+
+class Operations(TorchDispatchMode):
+    """Every operation, those of a backward pass too: that its tensors lie together, and where its results lie."""
+
+    def __init__(self, gpu: PretendGpu) -> None:
+        super().__init__()
+        self.gpu = gpu
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        gpu, packet = self.gpu, func.overloadpacket
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        there = [gpu.has(x) for x in given]
+        if any(there):
+            if packet in MOVES:
+                if not all(there) and there[0] is False:
+                    gpu.wait("copy_ to the CPU")
+            else:
+                self.together(func, args, given, there)
+            if packet in WAITS or (packet in INDEXED and self.masked(given[1:], there[1:])):
+                gpu.wait(packet.__name__)
+        with torch._C.DisableTorchFunction():
+            old = {x.untyped_storage()._cdata for x in given}
+        result = func(*args, **kwargs)
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor):
+                with torch._C.DisableTorchFunction():
+                    new = x.untyped_storage()._cdata not in old
+                if new:
+                    gpu.put(x, any(there) if given else gpu.within)
+        return result
+
+    def masked(self, indices: list[Tensor], there: list[bool]) -> bool:
+        """A boolean index: as many rows as are true."""
+        return any(t and x.dtype in (torch.bool, torch.uint8) for x, t in zip(indices, there, strict=True))
+
+    def together(self, func: Any, args: Any, given: list[Tensor], there: list[bool]) -> None:
+        strays = [x for x, t in zip(given, there, strict=True) if not t and x.dim() > 0]
+        if func.overloadpacket in INDEXED and there[0]:
+            strays = [x for x in strays if x.dtype not in (torch.int64, torch.bool, torch.uint8, torch.int32)]
+        if strays:
+            shapes = ", ".join(f"{tuple(x.shape)} on {GPU if t else CPU}" for x, t in zip(given, there, strict=True))
+            raise RuntimeError(f"Expected all tensors to be on the same device: {func}({shapes})")
+
+
+class Functions(TorchFunctionMode):
+    """What Python calls: moves between devices, and where new tensors are asked for."""
+
+    def __init__(self, gpu: PretendGpu) -> None:
+        super().__init__()
+        self.gpu = gpu
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        gpu = self.gpu
+        x = args[0] if args and isinstance(args[0], Tensor) else None
+        if func == Tensor.device.__get__:
+            return GPU if gpu.has(x) else CPU
+        if func == Tensor.is_cuda.__get__:
+            return gpu.has(x)
+        if func is Tensor.get_device:
+            return 0 if gpu.has(x) else -1
+        if func in (Tensor.pin_memory,):
+            return x
+        if func is Tensor.is_pinned:
+            return False
+        if func is Tensor.cuda:
+            return gpu.moved(x, GPU)
+        if func is Tensor.cpu:
+            return gpu.moved(x, CPU)
+        if func is Tensor.to:
+            return self.to(x, *args[1:], **kwargs)
+        if func in (Tensor.numpy, Tensor.__array__, Tensor.tolist) and gpu.has(x):
+            if func is Tensor.tolist:
+                gpu.wait("tolist")
+            elif not kwargs.get("force"):
+                raise TypeError(
+                    "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+                )
+        device = kwargs.pop("device", None)
+        generator = kwargs.get("generator")
+        if generator is not None:
+            drawn = torch.device(device).type if device is not None else "cuda" if x is not None and gpu.has(x) else "cpu"
+            if generator.device.type != drawn:
+                raise RuntimeError(f"Expected a '{drawn}' device type for generator but found '{generator.device.type}'")
+        if func in (torch.as_tensor, torch.asarray) and args and isinstance(args[0], Tensor):
+            return gpu.moved(args[0], device if device is not None else (GPU if gpu.has(args[0]) else CPU), kwargs.get("dtype"))
+        outer, gpu.within = gpu.within, any(isinstance(a, Tensor) and gpu.has(a) for a in tree_leaves((args, kwargs)))
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            gpu.within = outer
+        if device is not None:
+            there = torch.device(device).type == "cuda"
+            if func is torch.as_tensor and there:  # of an array: a copy
+                result = result.clone()
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, Tensor):
+                    gpu.put(leaf, there)
+        return result
+
+    def to(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        device, dtype = kwargs.get("device"), kwargs.get("dtype")
+        for a in args:
+            if isinstance(a, Tensor):
+                device, dtype = (GPU if self.gpu.has(a) else CPU), a.dtype
+            elif isinstance(a, (str, torch.device, int)) and not isinstance(a, bool):
+                device = a
+            elif isinstance(a, torch.dtype):
+                dtype = a
+        if device is None:
+            device = GPU if self.gpu.has(x) else CPU
+        return self.gpu.moved(x, device, dtype, kwargs.get("copy", False))
+
+
+def patches(gpu: PretendGpu) -> Iterator[Any]:
+    """What of torch.cuda is asked for by those who believe that it is there."""
+    real_load = torch.load
+
+    def load(file: Any, map_location: Any = None, **kwargs: Any) -> Any:
+        loaded = real_load(file, map_location="cpu", **kwargs)
+        if map_location is not None and torch.device(map_location).type == "cuda":
+            tree_map(lambda x: gpu.put(x) if isinstance(x, Tensor) else x, loaded)
+        return loaded
+
+    for name, value in {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "set_device": lambda device: None,
+        "synchronize": lambda device=None: None,
+        "get_device_name": lambda device=None: "pretended",
+        "get_rng_state_all": lambda: [torch.get_rng_state()],
+        "set_rng_state_all": lambda states: None,
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, device=None: None,
+        "manual_seed_all": lambda seed: None,
+        "empty_cache": lambda: None,
+        "max_memory_allocated": lambda device=None: 0,
+        "memory_allocated": lambda device=None: 0,
+        "reset_peak_memory_stats": lambda device=None: None,
+    }.items():
+        yield mock.patch.object(torch.cuda, name, value)
+
+    class Autocast(torch.amp.autocast_mode.autocast):
+        """That of the CPU, where the numbers lie."""
+
+        def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
+            super().__init__("cpu", *args, **kwargs)
+
+    yield mock.patch.object(torch.backends.cudnn, "is_acceptable", return_value=False)
+    yield mock.patch.object(torch, "autocast", Autocast)
+    yield mock.patch.object(torch, "load", load)
+    yield mock.patch.object(torch, "Generator", Generator)
+
+
+class Generator(torch.Generator):
+    """Draws the CPU's numbers, whatever device it is for."""
+
+    device = CPU
+
+    def __new__(cls, device: Any = "cpu") -> Generator:
+        generator = super().__new__(cls)
+        generator.device = torch.device(device)
+        return generator

@@ -1,0 +1,253 @@
+"""What would only fail on a GPU, found without one: every algorithm, memory and kind of task on a pretended device (tests/pretend_gpu.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from algos import graphs
+from algos.capture import Watch
+from core import registry
+from tasks.torch_task import ENVS
+from tests.agents import our_agent
+from tests.command import command
+from tests.pretend_gpu import PretendGpu
+from tests.recorded_graph import RecordedGraph
+from tests.sim_stand_ins import installed
+from tests.test_algos_all import CASES, arguments, multi_choice  # noqa: F401
+from tests.toys import toy_params
+
+# ---- the pretender itself --------------------------------------------------------------------------------------------------
+
+
+def test_two_devices_in_one_operation_are_an_error():
+    with PretendGpu():
+        layer = nn.Linear(3, 2).to("cuda")
+        assert (layer.weight.device.type, layer.weight.is_cuda) == ("cuda", True)
+        here, there = torch.ones(5, 3), torch.ones(5, 3, device="cuda")
+        for wrong in (
+            lambda: layer(here),
+            lambda: there + here,
+            lambda: torch.cat([here, there]),
+            lambda: here[there > 0],
+            lambda: here.add_(there),
+        ):
+            with pytest.raises(RuntimeError, match="same device"):
+                wrong()
+        layer(there).sum().backward()
+        assert layer.weight.grad.is_cuda
+        assert (there * torch.tensor(2.0)).is_cuda  # a number may lie anywhere
+        assert there[torch.tensor([0, 1])].is_cuda  # indices too
+        moved = there[1:].cpu()
+        assert not moved.is_cuda
+        assert (moved + here[1:]).tolist() == [[2.0] * 3] * 4
+        there.copy_(here)
+        assert (there.is_cuda, here.to("cuda").is_cuda, here.is_cuda) == (True, True, False)
+
+
+def test_what_the_host_waits_for_is_counted():
+    with PretendGpu() as gpu:
+        x = torch.arange(4.0, device="cuda")
+        (x.sum() + torch.where(x > 1, x, 0.0).mean()).clamp(0)
+        assert not gpu.waits
+        for wait in (
+            lambda: x.sum().item(),
+            lambda: bool((x > 1).any()),
+            lambda: x[x > 1],
+            lambda: x.tolist(),
+            lambda: x.cpu(),
+            lambda: x.nonzero(),
+        ):
+            before = gpu.waits.total()
+            wait()
+            assert gpu.waits.total() > before
+        with pytest.raises(TypeError, match="numpy"):
+            x.numpy()
+
+
+def test_a_generator_draws_for_its_own_device_only():
+    with PretendGpu():
+        for device, other in (("cuda", "cpu"), ("cpu", "cuda")):
+            generator = torch.Generator(device=device).manual_seed(1)
+            assert torch.rand(3, generator=generator, device=device).device.type == device
+            with pytest.raises(RuntimeError, match="for generator"):
+                torch.rand(3, generator=generator, device=other)
+
+
+def test_nothing_of_it_stays():
+    functions = (torch.load, torch.autocast, torch.Generator, torch.cuda.is_available, torch.cuda.device_count)
+    with PretendGpu():
+        x = torch.zeros(2, device="cuda")
+        assert torch.cuda.is_available()
+    assert functions == (torch.load, torch.autocast, torch.Generator, torch.cuda.is_available, torch.cuda.device_count)
+    assert (x + torch.ones(2)).device.type == "cpu"
+
+
+# ---- runs: training, resuming, playing -------------------------------------------------------------------------------------
+
+
+def lives(words, tmp_path):
+    with PretendGpu():
+        result = command(*words, f"run_dir={tmp_path}/run", "max_epochs=2", "device=cuda")
+        assert command(f"resume={tmp_path}/run", "max_epochs=3")["epochs"] == 3
+        played = command("test=True", f"checkpoint={result['checkpoint']}", "player.games_num=2", "player.num_envs=2")
+    assert played["episodes"] == 2
+    # what was learned on a GPU is played without one
+    assert command("test=True", f"checkpoint={result['checkpoint']}", "player.games_num=2", "device=cpu")["episodes"] == 2
+
+
+FIRST = {registry.algos.get(case.values[0]).actions[0] + case.values[0] for case in CASES}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [c if c.values[1] + c.values[0] in FIRST else pytest.param(*c.values, marks=pytest.mark.long) for c in CASES]
+)
+def test_every_algorithm(name, kind, tmp_path):
+    lives(arguments(name, kind, tmp_path), tmp_path)
+
+
+CONFIG = "train.params.config."
+SIZE = (
+    *(CONFIG + s for s in ("horizon_length=16", "minibatch_size=32", "mini_epochs=2", "seq_length=8")),
+    "num_envs=4",
+    "train.params.torch_threads=1",
+)
+CENTRAL = CONFIG + "central_value_config.minibatch_size=32"
+PICTURE = ("task=gymnasium", "task.id=Picture-v0", "+task.options.actions=continuous")
+WORDS = {
+    "lstm": ("task=CartPoleNoVel", "tuned=CartPoleNoVel-LSTM"),
+    "lstm, plain": ("task=CartPoleNoVel", "tuned=CartPoleNoVel-LSTM", CONFIG + "fused=false"),
+    "gtrxl": ("task=CartPoleNoVel", "tuned=CartPoleNoVel-GTrXL"),
+    "central value": ("task=PendulumNoVel", "tuned=PendulumNoVel-central", CENTRAL),
+    "team": ("task=SimpleSpread", "tuned=SimpleSpread-central", CENTRAL),
+    "dict": ("task=FetchReach",),
+    "masks": ("task=ConnectFour",),
+    "pictures, bf16": (*PICTURE, CONFIG + "precision=bf16"),
+    "nature_cnn": (*PICTURE, "train.params.network.name=nature_cnn"),
+    "gymnasium": ("task=gymnasium", "task.id=CartPole-v1"),
+    "hidden": ("task=TorchPendulum", "task.hidden_obs=[2]"),
+    "plain": ("task=TorchPendulum", CONFIG + "fused=false"),
+    "mixed": ("task=TorchPendulum", CONFIG + "mixed_precision=true"),
+    "evaluated": ("task=TorchPendulum", CONFIG + "eval_every=2"),
+}
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_every_kind_of_run(case, tmp_path):
+    lives([*SIZE, *WORDS[case]], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("task=isaaclab", "task.id=Isaac-Count-v0"),
+        ("task=isaaclab", "task.id=Isaac-Count-Direct-v0"),
+        ("task=isaacgymenvs", "task.id=Hand"),
+        ("task=maniskill", "task.id=PickCube-v1"),
+    ],
+    ids=lambda words: words[1],
+)
+def test_simulators_by_their_stand_ins(words, tmp_path):
+    with installed(tmp_path / "packages"):
+        lives([*SIZE, *words], tmp_path)
+
+
+# ---- what the host waits for -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ENVS)
+def test_a_step_of_a_torch_task_waits_for_nothing(name):
+    with PretendGpu() as gpu:
+        env = ENVS[name](num_envs=6, seed=3, device="cuda", max_episode_steps=3)
+        env.reset()
+        space = env.action_space
+        actions = torch.zeros(6, dtype=torch.long, device="cuda") if hasattr(space, "n") else torch.zeros(6, *space.shape, device="cuda")
+        for _ in range(4):
+            obs, rewards, dones, infos = env.step(actions)
+        assert all(x.is_cuda for x in (obs, rewards, dones, infos["time_outs"], infos["terminal_obs"]))
+        assert not gpu.waits, gpu.places
+
+
+def agent_on(kind, path, **settings):
+    env = ENVS["CartPole" if kind == "discrete" else "Pendulum"](num_envs=8, seed=3, device="cuda", max_episode_steps=5)
+    agent = our_agent(toy_params(kind, device="cuda", device_name="cuda", **settings), env, path)
+    agent.reset_environments()
+    return agent
+
+
+def waits_of_an_epoch(path, kind, **settings):
+    with PretendGpu() as gpu:
+        agent = agent_on(kind, path, **settings)
+        agent.train_epoch()
+        before = gpu.waits.total()
+        agent.train_epoch()
+    return gpu.waits.total() - before
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_an_epoch_waits_as_often_however_many_steps_and_minibatches_it_has(kind, tmp_path):
+    few = waits_of_an_epoch(tmp_path / "few", kind, horizon_length=8, minibatch_size=64, mini_epochs=1)
+    many = waits_of_an_epoch(tmp_path / "many", kind, horizon_length=32, minibatch_size=32, mini_epochs=4)
+    assert few == many
+    assert few < 25
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_what_a_graph_records_waits_for_nothing(kind, tmp_path, monkeypatch):
+    """A wait would end the recording of a real one with an error."""
+    with PretendGpu() as gpu:
+
+        class Watched(RecordedGraph):
+            def capture(self, function):
+                before = gpu.waits.copy()
+                result = super().capture(function)
+                assert gpu.waits == before, gpu.places
+                return result
+
+        monkeypatch.setitem(graphs.GRAPHS, "cuda", Watched)
+        monkeypatch.setattr(Watch, "_check_devices", lambda *args: None)  # below Python all lies on the CPU; the pretended GPU looks itself
+        agent = agent_on(kind, tmp_path, cuda_graphs=True)
+        for _ in range(4):
+            agent.train_epoch()
+        assert agent.graphs.reasons == {"rollout": None, "update": None}
+        assert {part.graph.replays for part in agent.graphs.captured.values()} == {2}
+
+
+@pytest.fixture
+def warp_there(monkeypatch):
+    """MuJoCo Warp computes on the CPU, and its arrays are seen on the pretended GPU."""
+    warp = pytest.importorskip("warp")
+    pytest.importorskip("mujoco_warp")
+    here, zeros, seen, gpu = warp.ScopedDevice, warp.zeros, warp.to_torch, PretendGpu()
+    monkeypatch.setattr(warp, "ScopedDevice", lambda device: here("cpu"))
+    monkeypatch.setattr(warp, "zeros", lambda *args, **kwargs: zeros(*args, **{**kwargs, "device": "cpu"}))
+    monkeypatch.setattr(warp, "to_torch", lambda array: gpu.put(seen(array)))
+    monkeypatch.setattr(warp, "is_mempool_enabled", lambda device: True)
+    monkeypatch.setattr(warp, "is_conditional_graph_supported", lambda: True)
+    for stream in ("current_stream", "default_stream"):
+        monkeypatch.setattr(torch.cuda, stream, lambda device: "the default stream")
+    return gpu
+
+
+@pytest.mark.parametrize("name", ["Ant", "Humanoid"])
+def test_a_step_of_warp_waits_for_nothing(name, warp_there):
+    from tasks.warp_task import make
+
+    with warp_there as gpu:
+        env = make(id=name, num_envs=4, seed=3, device="cuda", max_episode_steps=3)
+        env.reset()
+        gpu.waits.clear()
+        for _ in range(4):
+            obs, rewards, dones, infos = env.step(torch.zeros(4, *env.action_space.shape, device="cuda"))
+        assert all(x.is_cuda for x in (obs, rewards, dones, infos["time_outs"], infos["terminal_obs"]))
+        assert not gpu.waits, gpu.places
+        env.set_env_state(env.get_env_state())
+
+
+def test_warp_trains_resumes_and_plays(warp_there, tmp_path):
+    with warp_there:
+        result = command(*SIZE, "task=WarpAnt", f"run_dir={tmp_path}/run", "max_epochs=2", "device=cuda")
+        assert command(f"resume={tmp_path}/run", "max_epochs=3")["epochs"] == 3
+        played = command("test=True", f"checkpoint={result['checkpoint']}", "player.games_num=2", "player.num_envs=2")
+    assert played["episodes"] == 2
