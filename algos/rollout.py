@@ -107,6 +107,16 @@ def flat_memory(state: Tensor) -> Tensor:
     return state.permute(1, 2, 0, 3).reshape(state.shape[1], -1, state.shape[3])
 
 
+def summed_up(values: Tensor) -> Tensor:
+    """(T, ...) -> the sums up to each step. In turn where deterministic kernels are asked for: CUDA's cumsum has none and raises."""
+    if not (values.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return values.cumsum(dim=0)
+    sums = values.clone()
+    for step in range(1, len(sums)):
+        sums[step] += sums[step - 1]
+    return sums
+
+
 class EpisodeStats:
     """Returns and lengths of the last `games_to_track` finished episodes, and the totals of those still running.
 
@@ -128,7 +138,7 @@ class EpisodeStats:
         # an episode's total is the difference of two running sums: where it ended, and where the one before it in its row did
         sums = torch.cat([rollout.raw_rewards, shaped, rollout.valid.unsqueeze(2)], dim=2).double()
         sums[0] += self.running
-        sums = sums.cumsum(dim=0)
+        sums = summed_up(sums)
         rows, steps = (rollout.dones_after > 0).t().nonzero(as_tuple=True)  # row by row, each in the order of time
         self.running = sums[-1]
         if not len(rows):

@@ -26,6 +26,18 @@ GPU = torch.device("cuda:0")
 CPU = torch.device("cpu")
 MOVES = (aten.copy_, aten._to_copy, aten._copy_from)
 INDEXED = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index)  # whose indices may lie on the CPU
+UNSTEADY = (  # what raises on a GPU where deterministic kernels are asked for, unless of integers
+    aten.cumsum,
+    aten.put_,
+    aten.histc,
+    aten.kthvalue,
+    aten.nll_loss2d_forward,
+    aten._adaptive_avg_pool2d_backward,
+    aten.adaptive_max_pool2d_backward,
+    aten.upsample_bilinear2d_backward,
+    aten.reflection_pad2d_backward,
+    aten.grid_sampler_2d_backward,
+)
 WAITS = (
     aten._local_scalar_dense,
     aten.nonzero,
@@ -103,6 +115,10 @@ class Operations(TorchDispatchMode):
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         there = [gpu.has(x) for x in given]
         if any(there):
+            if packet in UNSTEADY and torch.are_deterministic_algorithms_enabled() and given[0].is_floating_point():
+                raise RuntimeError(
+                    f"{packet} does not have a deterministic implementation, but you set torch.use_deterministic_algorithms(True)"
+                )
             if packet in MOVES:
                 if not all(there) and there[0] is False:
                     gpu.wait("copy_ to the CPU")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import nn
 
 from algos import graphs
 from algos.capture import Watch
+from algos.rollout import summed_up
 from core import registry
+from core.runner import seed_everything
 from tasks.torch_task import ENVS
 from tests.agents import our_agent
 from tests.command import command
@@ -75,6 +79,18 @@ def test_a_generator_draws_for_its_own_device_only():
                 torch.rand(3, generator=generator, device=other)
 
 
+def test_kernels_without_a_deterministic_twin_are_refused_where_one_is_asked_for(steady):
+    with PretendGpu():
+        x, n = torch.ones(3, device="cuda"), torch.ones(3, dtype=torch.long, device="cuda")
+        seed_everything(1, deterministic=True)
+        assert n.cumsum(0).tolist() == [1, 2, 3]
+        assert summed_up(x).tolist() == [1, 2, 3]
+        with pytest.raises(RuntimeError, match="cumsum does not have a deterministic"):
+            x.cumsum(0)
+        seed_everything(1)
+        assert x.cumsum(0).tolist() == [1, 2, 3]
+
+
 def test_nothing_of_it_stays():
     functions = (torch.load, torch.autocast, torch.Generator, torch.cuda.is_available, torch.cuda.device_count)
     with PretendGpu():
@@ -97,14 +113,24 @@ def lives(words, tmp_path):
     assert command("test=True", f"checkpoint={result['checkpoint']}", "player.games_num=2", "device=cpu")["episodes"] == 2
 
 
+@pytest.fixture
+def steady(monkeypatch):
+    """Leaves no deterministic kernels behind."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    yield
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    torch.use_deterministic_algorithms(False)
+
+
 FIRST = {registry.algos.get(case.values[0]).actions[0] + case.values[0] for case in CASES}
 
 
 @pytest.mark.parametrize(
     ("name", "kind"), [c if c.values[1] + c.values[0] in FIRST else pytest.param(*c.values, marks=pytest.mark.long) for c in CASES]
 )
-def test_every_algorithm(name, kind, tmp_path):
-    lives(arguments(name, kind, tmp_path), tmp_path)
+def test_every_algorithm(name, kind, tmp_path, steady):
+    lives([*arguments(name, kind, tmp_path), "torch_deterministic=True"], tmp_path)
 
 
 CONFIG = "train.params.config."
