@@ -191,6 +191,16 @@ def set_rng_state(state: dict[str, Any]) -> None:
     random.setstate((python_state["version"], tuple(python_state["internal"]), python_state["gauss"]))
 
 
+def set_generator(generator: torch.Generator, state: torch.Tensor) -> None:
+    """Continues a generator where `state` was taken. A CPU's state means nothing to a GPU's generator, nor the other way: that is seeded
+    from it, and so draws other numbers."""
+    state = state.cpu()
+    if state.shape == generator.get_state().shape:
+        generator.set_state(state)
+    else:
+        generator.manual_seed(int.from_bytes(hashlib.sha256(state.numpy().tobytes()).digest()[:7], "big"))
+
+
 @contextlib.contextmanager
 def kept_rng() -> Iterator[None]:
     """Whatever the block draws, the global generators stand afterwards where they stood before."""

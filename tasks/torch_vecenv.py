@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from core import checkpoint
 from core.errors import UserError
 from core.vecenv import VecEnv
 from tasks import offscreen
@@ -156,7 +157,7 @@ class TorchVecEnv(VecEnv):
             )
         self.state = env_state["state"].to(self.device)
         self.steps = env_state["steps"].to(self.device)
-        self.generator.set_state(env_state["generator"].cpu())
+        checkpoint.set_generator(self.generator, env_state["generator"])
 
     @property
     def can_render(self) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from core import checkpoint
 from core.errors import UserError
 from core.vecenv import Obs, VecEnv, tree_map
 from tasks import offscreen
@@ -166,7 +167,7 @@ class WarpVecEnv(VecEnv):
         self.data.set_state(physics)
         self.steps, self._before = env_state["steps"].to(self.device), env_state["before"].to(self.device)
         self._obs = tree_map(lambda part: part.to(self.device), env_state["obs"])
-        self.generator.set_state(env_state["generator"].cpu())
+        checkpoint.set_generator(self.generator, env_state["generator"])
 
     # ---- pictures ---------------------------------------------------------------------------------------------------
 

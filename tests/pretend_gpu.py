@@ -270,3 +270,13 @@ class Generator(torch.Generator):
         generator = super().__new__(cls)
         generator.device = torch.device(device)
         return generator
+
+    def get_state(self) -> Tensor:
+        """Of a size of its own, as a GPU's is."""
+        state = super().get_state()
+        return state if self.device.type == "cpu" else torch.cat([state, state[:8]])
+
+    def set_state(self, state: Tensor) -> Generator:
+        if state.device.type != "cpu" or len(state) != len(self.get_state()):
+            raise RuntimeError("RNG state is wrong size")
+        return super().set_state(state if self.device.type == "cpu" else state[:-8])

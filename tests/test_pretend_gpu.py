@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from algos import graphs
 from algos.capture import Watch
 from algos.rollout import summed_up
-from core import registry
+from core import checkpoint, registry
 from core.runner import seed_everything
 from tasks.torch_task import ENVS
 from tests.agents import our_agent
@@ -140,6 +141,36 @@ SIZE = (
     "train.params.torch_threads=1",
 )
 CENTRAL = CONFIG + "central_value_config.minibatch_size=32"
+
+
+@pytest.mark.parametrize(("first", "second"), [("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_run_goes_on_on_another_device(first, second, tmp_path):
+    """Where it stood, with other numbers than there, but always the same ones."""
+    with PretendGpu():
+        command("task=TorchPendulum", *SIZE, f"run_dir={tmp_path}/run", "max_epochs=2", f"device={first}")
+        shutil.copytree(tmp_path / "run", tmp_path / "again")
+        for run in ("run", "again"):
+            assert command(f"resume={tmp_path}/{run}", "max_epochs=3", f"device={second}")["epochs"] == 3
+    one, other = (checkpoint.load(tmp_path / run / "nn" / "last.pth") for run in ("run", "again"))
+    assert torch.equal(one["env_state"]["state"], other["env_state"]["state"])
+    assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
+
+
+def test_a_generator_goes_on_or_begins_anew():
+    with PretendGpu():
+        here = torch.Generator().manual_seed(1)
+        saved = here.get_state()
+        drawn = torch.rand(4, generator=here)
+        checkpoint.set_generator(here, saved)
+        assert torch.equal(torch.rand(4, generator=here), drawn)
+        there = [torch.Generator(device="cuda").manual_seed(seed) for seed in (1, 2)]
+        for generator in there:
+            checkpoint.set_generator(generator, saved)
+        numbers = [torch.rand(4, generator=generator, device="cuda").cpu() for generator in there]
+        assert torch.equal(*numbers)
+        assert not torch.equal(numbers[0], drawn)
+
+
 PICTURE = ("task=gymnasium", "task.id=Picture-v0", "+task.options.actions=continuous")
 WORDS = {
     "lstm": ("task=CartPoleNoVel", "tuned=CartPoleNoVel-LSTM"),
