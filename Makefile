@@ -51,7 +51,7 @@ $(SIMS)/.installed: pyproject.toml constraints.txt
 test-sims: $(SIMS)/.installed
 	$(SIMS)/bin/python -m pytest -m '' tests/test_tasks_maniskill.py tests/test_tasks_stand_ins.py
 	$(SIMS)/bin/python -m pytest -m '' tests/test_tasks_warp.py tests/test_tasks_mjlab.py tests/test_tasks_brax.py
-	$(SIMS)/bin/python -m pytest tests/test_pretend_gpu.py -k 'warp'
+	$(SIMS)/bin/python -m pytest tests/test_pretend_gpu.py -k 'warp or mjlab or brax'
 	$(SIMS)/bin/python -m pytest -m long tests/test_tasks_kinds.py -k 'warp or mjlab or brax'
 	$(SIMS)/bin/python -m pytest tests/test_tasks_contract.py -k 'every_yaml'
 

@@ -104,14 +104,14 @@ def test_nothing_of_it_stays():
 # ---- runs: training, resuming, playing -------------------------------------------------------------------------------------
 
 
-def lives(words, tmp_path):
-    with PretendGpu():
+def lives(words, tmp_path, gpu=None):
+    with gpu or PretendGpu():
         result = command(*words, f"run_dir={tmp_path}/run", "max_epochs=2", "device=cuda")
         assert command(f"resume={tmp_path}/run", "max_epochs=3")["epochs"] == 3
         played = command("test=True", f"checkpoint={result['checkpoint']}", "player.games_num=2", "player.num_envs=2")
     assert played["episodes"] == 2
-    # what was learned on a GPU is played without one
-    assert command("test=True", f"checkpoint={result['checkpoint']}", "player.games_num=2", "device=cpu")["episodes"] == 2
+    if gpu is None:  # what was learned on a GPU is played without one
+        assert command("test=True", f"checkpoint={result['checkpoint']}", "player.games_num=2", "device=cpu")["episodes"] == 2
 
 
 @pytest.fixture
@@ -276,8 +276,9 @@ def warp_there(monkeypatch):
     """MuJoCo Warp computes on the CPU, and its arrays are seen on the pretended GPU."""
     warp = pytest.importorskip("warp")
     pytest.importorskip("mujoco_warp")
-    here, zeros, seen, gpu = warp.ScopedDevice, warp.zeros, warp.to_torch, PretendGpu()
+    here, device_of, zeros, seen, gpu = warp.ScopedDevice, warp.get_device, warp.zeros, warp.to_torch, PretendGpu()
     monkeypatch.setattr(warp, "ScopedDevice", lambda device: here("cpu"))
+    monkeypatch.setattr(warp, "get_device", lambda name=None: device_of("cpu"))
     monkeypatch.setattr(warp, "zeros", lambda *args, **kwargs: zeros(*args, **{**kwargs, "device": "cpu"}))
     monkeypatch.setattr(warp, "to_torch", lambda array: gpu.put(seen(array)))
     monkeypatch.setattr(warp, "is_mempool_enabled", lambda device: True)
@@ -303,8 +304,25 @@ def test_a_step_of_warp_waits_for_nothing(name, warp_there):
 
 
 def test_warp_trains_resumes_and_plays(warp_there, tmp_path):
-    with warp_there:
-        result = command(*SIZE, "task=WarpAnt", f"run_dir={tmp_path}/run", "max_epochs=2", "device=cuda")
-        assert command(f"resume={tmp_path}/run", "max_epochs=3")["epochs"] == 3
-        played = command("test=True", f"checkpoint={result['checkpoint']}", "player.games_num=2", "player.num_envs=2")
-    assert played["episodes"] == 2
+    lives([*SIZE, "task=WarpAnt"], tmp_path, warp_there)
+
+
+def test_mjlab_trains_resumes_and_plays(warp_there, tmp_path):
+    pytest.importorskip("mjlab")
+    lives([*SIZE, "task=mjlab", "task.id=Mjlab-Cartpole-Balance"], tmp_path, warp_there)
+
+
+def test_brax_trains_resumes_and_plays(tmp_path, monkeypatch):
+    """JAX computes on the CPU; only what lies on the pretended GPU is handed to it, and all that it returns lies there."""
+    pytest.importorskip("brax")
+    jax, gpu = pytest.importorskip("jax"), PretendGpu()
+    given, returned = jax.dlpack.from_dlpack, torch.from_dlpack
+
+    def to_jax(tensor):
+        assert tensor.is_cuda
+        return given(tensor.cpu())
+
+    monkeypatch.setattr(jax.dlpack, "from_dlpack", to_jax)
+    monkeypatch.setattr(torch, "from_dlpack", lambda array: gpu.put(returned(array)))
+    monkeypatch.setattr("tasks.brax_task._jax_device", lambda device: jax.devices("cpu")[0])
+    lives([*SIZE, "task=brax", "task.id=inverted_pendulum", "task.backend=generalized"], tmp_path, gpu)
