@@ -6,7 +6,8 @@
     python train.py task=Pendulum --info                    # what the task is
     python train.py --file rl_games.yaml --train            # and --play --checkpoint <file>
 
-The way down from here: core/cli.py (arguments), core/config.py (what counts), core/runner.py (the run), algos/agent.py (an epoch).
+The way down from here: core/cli.py (arguments), core/config.py (what counts), core/runner.py (the run), algos/agent.py (an epoch);
+core/evaluation.py (what a checkpoint is worth).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from core import checkpoint, registry, runner, task_info
+from core import checkpoint, evaluation, registry, runner, task_info
 from core.cli import as_job, main_guard, read
 from core.config import check, effective
 
@@ -40,7 +41,7 @@ def run(composed: DictConfig) -> None:
     if cfg["info"]:
         task_info.show(cfg)
     elif cfg["test"]:
-        runner.evaluate(cfg)
+        evaluation.evaluate(cfg)
     else:
         runner.train(cfg)
 

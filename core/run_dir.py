@@ -182,6 +182,12 @@ class Unwritten(RunDir):
     def write_result(self, result: dict[str, Any]) -> None: ...
 
 
+def run_name(cfg: dict[str, Any]) -> str:
+    """<task>_<algorithm>, the latter by its train config's file name where that is known."""
+    train = cfg["train"]
+    return f"{cfg['task']['name']}_{train.get('name') or train['params']['algo']['name']}"
+
+
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The epochs of a metrics.jsonl; [] where there is no such file. A last line that a kill cut short is left out."""
     path = Path(path)

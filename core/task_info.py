@@ -8,10 +8,10 @@ from typing import Any
 from gymnasium import spaces
 
 from core import registry
+from core.build import make_env
 from core.config import to_params
 from core.console import print_run_table
 from core.errors import UserError
-from core.runner import make_env
 from core.vecenv import VecEnv, action_kind
 
 ENVS = 2  # enough to ask

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.evaluation import evaluate_checkpoint
 from core.run_dir import RunDir
-from core.runner import evaluate_checkpoint
 from experiments.progress import CHECKPOINTS, MODES
 
 MAX_ENVS = 128  # stepped together: with one episode each, an evaluation takes as many steps as its longest episode

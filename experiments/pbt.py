@@ -26,7 +26,7 @@ from algos.agent import Agent
 from algos.options import AgentOptions
 from core import registry, schema
 from core.errors import UserError, nearest
-from core.runner import eval_command
+from core.evaluation import eval_command
 from core.schema import Count, Natural, NonNegative, Positive, Seed, Text
 from experiments import search, space
 from experiments.member import history

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from core import runner
+from core import build
 from core.cli import main_guard
 from core.schema import Count, Text
 from core.vecenv import VecEnv
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     suite = suites.load(options.suite, options.config_dir)
     for cell in cells.plan(suite, ["PPO"], [0], "runs", overrides=overrides, config_dir=options.config_dir):
         num_envs, seed = min(options.games_num, 100), suite.protocol.seed
-        with contextlib.closing(runner.make_env(cell.config, num_envs, seed, "cpu")) as env:
+        with contextlib.closing(build.make_env(cell.config, num_envs, seed, "cpu")) as env:
             played = play(env, options.games_num, seed)["return"]
         print(f"{cell.task}: {{random: {played['mean']:.1f}}}  # std {played['std']:.1f}", flush=True)
 

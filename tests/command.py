@@ -7,7 +7,7 @@ from typing import Any
 
 import hydra
 
-from core import checkpoint, registry, runner
+from core import checkpoint, evaluation, registry, runner
 from core.cli import translate
 from core.config import CONFIG_DIR, check, effective
 
@@ -30,7 +30,7 @@ def resolve(*argv: str) -> dict[str, Any]:
 def command(*argv: str) -> dict[str, Any]:
     """Trains or evaluates, and returns result.json's or eval.json's content."""
     cfg = resolve("progress=off", *argv)
-    return runner.evaluate(cfg) if cfg["test"] else runner.train(cfg)
+    return evaluation.evaluate(cfg) if cfg["test"] else runner.train(cfg)
 
 
 SMALL = ("train.params.config.horizon_length=16", "train.params.config.mini_epochs=2", "num_envs=4", "train.params.torch_threads=1")

@@ -268,7 +268,7 @@ def test_model_continuous_a2c_works(tmp_path):
 
 
 def test_seed_zero_is_a_seed(tmp_path):
-    from core.runner import seed_everything
+    from core.build import seed_everything
 
     draws = []
     for _ in range(2):

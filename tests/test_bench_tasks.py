@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from core import registry
+from core.build import make_env
 from core.errors import UserError
-from core.runner import make_env
 from experiments.bench import tasks
 from tests.command import resolve
 from tests.toys import ToyVecEnv

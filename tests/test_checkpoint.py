@@ -295,7 +295,7 @@ def test_the_stock_player_plays_our_checkpoint(tmp_path, action):
 def test_a_frozen_policy_is_the_one_that_was_trained(tmp_path):
     command("task=TorchPendulum", "train=RPO", *SMALL, f"run_dir={tmp_path}/run", "max_epochs=2")
     state = checkpoint.load(tmp_path / "run" / "nn" / "last.pth")
-    from core.runner import make_env
+    from core.build import make_env
 
     env = make_env(state["gamesmith"]["config"], 3, 0, "cpu")
     frozen = checkpoint.frozen_policy(tmp_path / "run" / "nn" / "last.pth", env.get_env_info(), 3, "cpu")
@@ -312,7 +312,7 @@ def test_a_frozen_policy_is_the_one_that_was_trained(tmp_path):
 
 @pytest.mark.parametrize(("sees", "part"), [("either", "states"), ("states", "states"), ("either", "obs")])
 def test_a_frozen_policy_is_shown_what_it_was_made_for(sees, part, tmp_path):
-    from core.runner import make_env
+    from core.build import make_env
 
     path = teacher("task=TorchPendulum")
     hidden = [2] if part == "states" else None
@@ -324,7 +324,7 @@ def test_a_frozen_policy_is_shown_what_it_was_made_for(sees, part, tmp_path):
 
 
 def test_a_frozen_policy_of_other_spaces_is_refused():
-    from core.runner import make_env
+    from core.build import make_env
 
     path = teacher("task=TorchPendulum")
     hidden = make_env({"task": {"name": "t", "kind": "torch", "id": "Pendulum", "hidden_obs": [2]}}, 3, 0, "cpu")

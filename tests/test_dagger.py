@@ -13,10 +13,10 @@ import torch
 from algos.dagger import DAggerOptions, Dataset
 from algos.heads import Output
 from core import checkpoint, registry
+from core.build import make_env
 from core.config import CONFIG_DIR
 from core.errors import UserError
 from core.run_dir import read_metrics
-from core.runner import make_env
 from tests.agents import our_agent
 from tests.command import SMALL, command
 from tests.experts import teacher

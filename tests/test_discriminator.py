@@ -14,12 +14,12 @@ from algos.amp import AMPDiscriminator, AMPOptions
 from algos.discriminator import DiscriminatorOptions, Replay, gradient_penalty
 from algos.gail import GAILDiscriminator, GAILOptions
 from core import checkpoint, demos, registry
+from core.build import make_env
 from core.config import algo_options, to_params
 from core.demos import Demonstrations
 from core.errors import UserError
 from core.policy import Policy
 from core.run_dir import read_metrics
-from core.runner import make_env
 from tests.agents import our_agent
 from tests.command import SMALL, command
 from tests.experts import demonstrations

@@ -13,7 +13,7 @@ from algos import graphs
 from algos.capture import Watch
 from algos.rollout import summed_up
 from core import checkpoint, registry
-from core.runner import seed_everything
+from core.build import seed_everything
 from tasks.torch_task import ENVS
 from tests.agents import our_agent
 from tests.command import command

@@ -15,8 +15,8 @@ import yaml
 from gymnasium import spaces
 
 from core import registry, schema
+from core.build import make_env
 from core.errors import UserError
-from core.runner import make_env
 from core.vecenv import VecEnv, action_kind
 from tasks import envpool_task
 from tests.task_envs import Odd, register

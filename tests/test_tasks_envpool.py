@@ -10,8 +10,8 @@ import pytest
 from gymnasium import spaces
 
 from core import registry
+from core.build import make_env
 from core.errors import UserError
-from core.runner import make_env
 from core.vecenv import action_kind
 from tasks import envpool_families, envpool_task
 from tasks.envpool_games import AgainstRandom, SelfPlay

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from core import registry
+from core.build import make_env
 from core.errors import UserError
-from core.runner import make_env
 from core.vecenv import VecEnv
 from tests.task_envs import register
 

@@ -12,7 +12,7 @@ import torch
 
 from algos.batch import flat
 from core import registry
-from core.runner import make_env
+from core.build import make_env
 from core.vecenv import VecEnv, action_kind
 from tests.agents import our_agent
 from tests.kinds import CASES, Case, register

@@ -27,10 +27,10 @@ from gymnasium import spaces
 from pydantic import Field
 
 import train
+from core.build import make_env
 from core.cli import as_job, main_guard, read
 from core.config import to_params
 from core.errors import UserError, unknown
-from core.runner import make_env
 from core.schema import Count, Positive, Text
 from core.vecenv import VecEnv, action_kind
 from experiments.arguments import parse
