@@ -15,6 +15,7 @@ from algos.rollout import summed_up
 from core import checkpoint, registry
 from core.build import seed_everything
 from tasks.torch_task import ENVS
+from tests import ranks
 from tests.agents import our_agent
 from tests.command import command
 from tests.pretend_gpu import PretendGpu
@@ -49,6 +50,15 @@ def test_two_devices_in_one_operation_are_an_error():
         assert (moved + here[1:]).tolist() == [[2.0] * 3] * 4
         there.copy_(here)
         assert (there.is_cuda, here.to("cuda").is_cuda, here.is_cuda) == (True, True, False)
+
+
+def test_two_gpus_are_two_devices():
+    with PretendGpu(count=2):
+        one, other = torch.ones(3, device="cuda:0"), torch.ones(3, device="cuda:1")
+        assert (torch.ones(3, device="cuda").device, other.device.index) == (one.device, 1)
+        with pytest.raises(RuntimeError, match="same device"):
+            one + other
+        assert (one + other.to("cuda:0")).device == one.device
 
 
 def test_what_the_host_waits_for_is_counted():
@@ -171,12 +181,13 @@ def test_a_generator_goes_on_or_begins_anew():
         assert not torch.equal(numbers[0], drawn)
 
 
+CENTRALLY = ("task=PendulumNoVel", "tuned=PendulumNoVel-central", CENTRAL)
 PICTURE = ("task=gymnasium", "task.id=Picture-v0", "+task.options.actions=continuous")
 WORDS = {
     "lstm": ("task=CartPoleNoVel", "tuned=CartPoleNoVel-LSTM"),
     "lstm, plain": ("task=CartPoleNoVel", "tuned=CartPoleNoVel-LSTM", CONFIG + "fused=false"),
     "gtrxl": ("task=CartPoleNoVel", "tuned=CartPoleNoVel-GTrXL"),
-    "central value": ("task=PendulumNoVel", "tuned=PendulumNoVel-central", CENTRAL),
+    "central value": CENTRALLY,
     "team": ("task=SimpleSpread", "tuned=SimpleSpread-central", CENTRAL),
     "dict": ("task=FetchReach",),
     "masks": ("task=ConnectFour",),
@@ -208,6 +219,32 @@ def test_every_kind_of_run(case, tmp_path):
 def test_simulators_by_their_stand_ins(words, tmp_path):
     with installed(tmp_path / "packages"):
         lives([*SIZE, *words], tmp_path)
+
+
+RANK = """
+import sys
+from tests.command import command
+from tests.pretend_gpu import PretendGpu
+
+with PretendGpu(count=2) as gpu:
+    command(*sys.argv[1:])
+    print("devices", sorted({str(device) for ref, device in gpu.held.values()}))
+"""
+
+
+@pytest.mark.parametrize(
+    "words", [("train.params.algo.name=ppo",), ("train.params.algo.name=rnd",), CENTRALLY], ids=["ppo", "rnd", "central"]
+)
+def test_two_ranks_each_on_a_gpu_of_its_own(words, tmp_path):
+    """Weights are compared by the run itself, after every epoch."""
+    task = () if words == CENTRALLY else ("task=TorchPendulum",)
+    command_of = ["-c", RANK, *SIZE, *task, *words, f"run_dir={tmp_path}/run", "max_epochs=3"]
+    ended = ranks.finish(ranks.start(command_of, command_of))
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    assert [out.splitlines()[-1] for _, out, _ in ended] == ["devices ['cuda:0']", "devices ['cuda:1']"]
+    resumed = ["-c", RANK, f"resume={tmp_path}/run", "max_epochs=4"]
+    ended = ranks.finish(ranks.start(resumed, resumed))
+    assert [status for status, _, _ in ended] == [0, 0], ended
 
 
 # ---- what the host waits for -----------------------------------------------------------------------------------------------
