@@ -201,7 +201,10 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize("case", WORDS)
+FAST = ("lstm", "gtrxl", "central value", "dict", "masks", "pictures, bf16", "mixed", "hidden")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case in FAST else pytest.mark.long) for case in WORDS])
 def test_every_kind_of_run(case, tmp_path):
     lives([*SIZE, *WORDS[case]], tmp_path)
 
