@@ -236,12 +236,16 @@ with PretendGpu(count=2) as gpu:
 
 
 @pytest.mark.parametrize(
-    "words", [("train.params.algo.name=ppo",), ("train.params.algo.name=rnd",), CENTRALLY], ids=["ppo", "rnd", "central"]
+    "words",
+    [
+        pytest.param(("task=TorchPendulum",), id="ppo"),
+        pytest.param(("task=TorchPendulum", "train.params.algo.name=rnd"), id="rnd", marks=pytest.mark.long),
+        pytest.param(CENTRALLY, id="central", marks=pytest.mark.long),
+    ],
 )
 def test_two_ranks_each_on_a_gpu_of_its_own(words, tmp_path):
     """Weights are compared by the run itself, after every epoch."""
-    task = () if words == CENTRALLY else ("task=TorchPendulum",)
-    command_of = ["-c", RANK, *SIZE, *task, *words, f"run_dir={tmp_path}/run", "max_epochs=3"]
+    command_of = ["-c", RANK, *SIZE, *words, f"run_dir={tmp_path}/run", "max_epochs=3"]
     ended = ranks.finish(ranks.start(command_of, command_of))
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert [out.splitlines()[-1] for _, out, _ in ended] == ["devices ['cuda:0']", "devices ['cuda:1']"]
