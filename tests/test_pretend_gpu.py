@@ -21,7 +21,7 @@ from tests.command import command
 from tests.pretend_gpu import PretendGpu
 from tests.recorded_graph import RecordedGraph
 from tests.sim_stand_ins import installed
-from tests.test_algos_all import CASES, arguments, multi_choice  # noqa: F401
+from tests.test_algos_all import CASES, arguments, multi_choice  # noqa: F401  a fixture that every test here takes by itself
 from tests.toys import toy_params
 
 # ---- the pretender itself --------------------------------------------------------------------------------------------------
